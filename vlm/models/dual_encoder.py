@@ -1,0 +1,157 @@
+"""Two towers and a logit scale: the model of CLIP, ALIGN and SigLIP.
+
+The towers are open_clip's own modules, so weights go to and from open_clip by renaming two
+prefixes. The logit scale is a parameter of shape [1], because sharding engines refuse 0-dim ones.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor, nn
+
+from vlm.config import Config
+from vlm.models.towers import ImageTower, TextTower
+from vlm.types import DualEncoderOutput
+
+__all__ = ["MAX_LOG_LOGIT_SCALE", "DualEncoder", "DualEncoderConfig", "clamp_logit_scale"]
+
+MAX_LOG_LOGIT_SCALE = math.log(100.0)
+_PREFIXES = {"image.": "visual.", "text.": "text."}
+
+
+class DualEncoderConfig(Config):
+    """An image tower, a text tower and the width of the space they share."""
+
+    type: Literal["dual_encoder"] = "dual_encoder"
+    dim: int = Field(512, ge=2)
+    """Width of the embeddings."""
+    image: ImageTower
+    text: TextTower
+    init_logit_scale: float = Field(1 / 0.07, ge=1, le=100)
+    """Starting logit scale, the inverse temperature. 30 suits Lion (method of open_clip PR 432)."""
+    init_logit_bias: float | None = None
+    """Starting logit bias for sigmoid losses, -10 in SigLIP; none for softmax losses."""
+
+    def open_clip_config(self, *, image_size: int, context_length: int) -> dict[str, Any]:
+        """The `model_cfg` from which open_clip builds this very model."""
+        config: dict[str, Any] = {
+            "embed_dim": self.dim,
+            "vision_cfg": {"image_size": image_size, **self.image.open_clip_config()},
+            "text_cfg": {"context_length": context_length, **self.text.open_clip_config()},
+            "custom_text": True,
+            "init_logit_scale": math.log(self.init_logit_scale),
+        }
+        if self.init_logit_bias is not None:
+            config["init_logit_bias"] = self.init_logit_bias
+        return config
+
+
+class DualEncoder(nn.Module):
+    """Unit embeddings of images and captions in one space.
+
+    Args:
+        open_clip_config: A `model_cfg` mapping as in open_clip's model files.
+    """
+
+    def __init__(self, open_clip_config: dict[str, Any]) -> None:
+        from open_clip.model import CustomTextCLIP  # noqa: PLC0415 - seconds, only builders pay
+
+        super().__init__()
+        known = {k: v for k, v in open_clip_config.items() if k != "custom_text"}
+        clip = CustomTextCLIP(**known)
+        self.image: nn.Module = clip.visual
+        self.text: nn.Module = clip.text
+        self.log_logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1).clone())
+        bias = clip.logit_bias
+        self.logit_bias = None if bias is None else nn.Parameter(bias.detach().reshape(1).clone())
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch channel height width"],
+        token_ids: Int64[Tensor, "batch token"],
+    ) -> DualEncoderOutput:
+        return DualEncoderOutput(
+            image=self.encode_image(images),
+            text=self.encode_text(token_ids),
+            logit_scale=self.logit_scale(),
+            logit_bias=self.logit_bias,
+        )
+
+    def encode_image(
+        self, images: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Unit float32 embeddings of normalised images."""
+        return F.normalize(self.image(images).float(), dim=-1)
+
+    def encode_text(self, token_ids: Int64[Tensor, "batch token"]) -> Float[Tensor, "batch dim"]:
+        """Unit float32 embeddings of tokenized captions; trimmed padding changes nothing."""
+        return F.normalize(_text_features(self.text, token_ids).float(), dim=-1)
+
+    def logit_scale(self) -> Float[Tensor, "1"]:
+        """The multiplier of cosines, in [1, 100].
+
+        Clamped here too, not only after the optimizer step: sharded optimizers keep a master copy
+        that an in-place clamp does not reach.
+        """
+        return self.log_logit_scale.clamp(0.0, MAX_LOG_LOGIT_SCALE).exp()
+
+    def open_clip_state(self) -> dict[str, Tensor]:
+        """The weights under the names that open_clip's `CustomTextCLIP` gives them."""
+        state = {"logit_scale": self.log_logit_scale.detach().clamp(0.0, MAX_LOG_LOGIT_SCALE)[0]}
+        if self.logit_bias is not None:
+            state["logit_bias"] = self.logit_bias.detach()[0]
+        for name, tensor in self.state_dict().items():
+            for ours, theirs in _PREFIXES.items():
+                if name.startswith(ours):
+                    state[theirs + name.removeprefix(ours)] = tensor
+        return state
+
+    def load_open_clip_state(self, state: dict[str, Tensor]) -> None:
+        """Load weights under open_clip's names.
+
+        Raises:
+            RuntimeError: If a tensor is missing, unexpected or of another shape; all are listed.
+        """
+        renamed = {}
+        for name, tensor in state.items():
+            if name == "logit_scale":
+                renamed["log_logit_scale"] = tensor.reshape(1)
+            elif name == "logit_bias":
+                renamed["logit_bias"] = tensor.reshape(1)
+            else:
+                ours, theirs = next(
+                    ((o, t) for o, t in _PREFIXES.items() if name.startswith(t)), ("", "")
+                )
+                renamed[ours + name.removeprefix(theirs)] = tensor
+        self.load_state_dict(renamed)
+
+
+def _text_features(tower: Any, token_ids: Int64[Tensor, "batch token"]) -> Tensor:
+    """Run a text tower on token ids whose common padding may have been cut off.
+
+    open_clip's transformer takes full-length input only. Where it is causal and read out at the
+    end mark, nothing after the mark matters, so it is run here on the trimmed ids: the same
+    numbers for a fraction of the work.
+    """
+    length = token_ids.shape[1]
+    causal = getattr(tower, "attn_mask", None) is not None and tower.cls_emb is None
+    if not causal or tower.pool_type != "argmax" or tower.use_pad_mask or tower.output_tokens:
+        missing = tower.context_length - length if hasattr(tower, "context_length") else 0
+        return tower(F.pad(token_ids, (0, missing)))
+    hidden = tower.token_embedding(token_ids) + tower.positional_embedding[:length]
+    hidden = tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length])
+    ends = token_ids.argmax(dim=1)  # the end mark has the highest id
+    pooled = tower.ln_final(hidden[torch.arange(len(hidden), device=hidden.device), ends])
+    if isinstance(tower.text_projection, nn.Linear):
+        return tower.text_projection(pooled)
+    return pooled if tower.text_projection is None else pooled @ tower.text_projection
+
+
+def clamp_logit_scale(model: DualEncoder) -> None:
+    """Bring the learnt log logit scale back into [0, ln 100] after an optimizer step."""
+    with torch.no_grad():
+        model.log_logit_scale.clamp_(0.0, MAX_LOG_LOGIT_SCALE)

@@ -1,0 +1,68 @@
+"""What passes between the floors, and the legend of tensor axes.
+
+Axis words used in shape annotations everywhere:
+
+    batch         samples of one micro-batch on one rank
+    global_batch  samples of all ranks together
+    dim           width of the embedding
+    token         positions of a tokenized caption
+    vocab         entries of the tokenizer's vocabulary
+    channel height width   of an image
+    class         classes of a zero-shot task
+    template      prompts of one class
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+__all__ = ["Batch", "DualEncoderOutput", "Features", "LossOutput", "Tokenize"]
+
+Tokenize = Callable[[list[str]], Int64[Tensor, "batch token"]]
+"""Captions to padded token ids."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch, as the data plane hands it over."""
+
+    images: UInt8[Tensor, "batch channel height width"]
+    token_ids: Int64[Tensor, "batch token"]
+    sample_ids: Int64[Tensor, " batch"]
+    """Stable 64-bit id of each sample, the same in every run and on every rank."""
+    group_ids: Int64[Tensor, " batch"]
+    """Samples with equal group ids show the same concept and are never negatives of each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualEncoderOutput:
+    """What a dual encoder returns for one micro-batch."""
+
+    image: Float[Tensor, "batch dim"]
+    """Unit rows."""
+    text: Float[Tensor, "batch dim"]
+    """Unit rows."""
+    logit_scale: Float[Tensor, "1"]
+    """exp of the learnt log inverse temperature, clamped to [1, 100]."""
+    logit_bias: Float[Tensor, "1"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """The global batch as loss terms see it: gathered, float32, in rank order."""
+
+    image: Float[Tensor, "global_batch dim"]
+    text: Float[Tensor, "global_batch dim"]
+    logit_scale: Float[Tensor, "1"]
+    logit_bias: Float[Tensor, "1"] | None
+    group_ids: Int64[Tensor, " global_batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOutput:
+    """The weighted sum of all terms, and named figures for the log."""
+
+    total: Float[Tensor, ""]
+    statistics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
