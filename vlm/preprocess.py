@@ -1,7 +1,9 @@
-"""Pixels and tokens: the one module that training and serving share, so both see the same input.
+"""Pixels and tokens: the one module that training and serving share.
 
-Images: bytes -> `decode_image` (RGB, safe limits) -> `resize_image` (uint8, square) -> `to_float`
-(normalised). Text: `build_tokenizer`. `resize_image` gives the very pixels of open_clip's
+Both see the same input because both call it.
+
+Images: bytes -> `decode_image` (RGB, safe limits) -> `resize_image` (uint8, square) -> `normalise_images`
+(float). Text: `build_tokenizer`. `resize_image` gives the very pixels of open_clip's
 evaluation transform, which the tests hold.
 """
 
@@ -9,11 +11,12 @@ import io
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Num, UInt8
 from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
@@ -29,9 +32,10 @@ __all__ = [
     "build_tokenizer",
     "decode_image",
     "flatten_image",
+    "normalise_images",
     "resize_image",
     "stack_images",
-    "to_float",
+    "tokenizer_vocabulary",
     "trim_padding",
 ]
 
@@ -144,10 +148,10 @@ def stack_images(
     return torch.from_numpy(np.stack([resize_image(image, config) for image in images]))
 
 
-def to_float(
-    images: UInt8[Tensor, "batch channel height width"], config: ImageConfig
+def normalise_images(
+    images: Num[Tensor, "batch channel height width"], config: ImageConfig
 ) -> Float[Tensor, "batch channel height width"]:
-    """Scale to [0, 1], subtract the mean and divide by the standard deviation, per channel."""
+    """Scale gray levels 0 to 255 to [0, 1], subtract the mean, divide by the deviation."""
     mean = torch.tensor(config.mean, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(config.std, device=images.device).view(1, 3, 1, 1)
     return (images.float() / 255 - mean) / std
@@ -161,6 +165,13 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenize:
     from open_clip.tokenizer import SimpleTokenizer  # noqa: PLC0415 - seconds, and data verbs skip it
 
     return partial(_tokenize, SimpleTokenizer(context_length=config.context_length))
+
+
+def tokenizer_vocabulary(config: TokenizerConfig) -> Path:
+    """The file of merges that the tokenizer was built from."""
+    from open_clip.tokenizer import default_bpe  # noqa: PLC0415 - seconds, and data verbs skip it
+
+    return Path(default_bpe())
 
 
 def _tokenize(tokenizer: Tokenize, captions: list[str]) -> Int64[Tensor, "batch token"]:

@@ -1,9 +1,11 @@
 """A bundle: the immutable folder in which a trained model leaves training.
 
-    model.safetensors        weights under open_clip's names
-    open_clip_config.json    model_cfg and preprocess_cfg, so that plain open_clip opens the folder
-    tokenizer.json           which tokenizer, and its context length
-    bundle.json              fingerprint, modality means, logit scale and bias, provenance, metrics
+    model.safetensors             weights under open_clip's names
+    open_clip_config.json         model_cfg and preprocess_cfg: plain open_clip opens the folder
+    tokenizer_config.vlm.json     which tokenizer, and its context length
+    bpe_simple_vocab_16e6.txt.gz  the merges of the byte-pair tokenizer
+    bundle.json                   fingerprint, modality means, logit scale and bias, provenance,
+                                  metrics
 
 The fingerprint is a hash of everything that decides an embedding: weights, architecture,
 preprocessing and tokenizer. Embeddings of equal fingerprints may be compared, others never.
@@ -25,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from vlm.config import Config, validate_config
 from vlm.errors import BundleError, ConfigError
 from vlm.models.dual_encoder import DualEncoder
-from vlm.preprocess import ImageConfig, TokenizerConfig
+from vlm.preprocess import ImageConfig, TokenizerConfig, tokenizer_vocabulary
 
 __all__ = [
     "Bundle",
@@ -39,7 +41,8 @@ __all__ = [
 FORMAT_VERSION: Final = 1
 _WEIGHTS: Final = "model.safetensors"
 _OPEN_CLIP: Final = "open_clip_config.json"
-_TOKENIZER: Final = "tokenizer.json"
+_TOKENIZER: Final = "tokenizer_config.vlm.json"
+_VOCABULARY: Final = "bpe_simple_vocab_16e6.txt.gz"
 _BUNDLE: Final = "bundle.json"
 
 
@@ -105,6 +108,7 @@ def save_bundle(
         save_file(state, draft / _WEIGHTS, metadata={"format": "pt"})
         _write_json(draft / _OPEN_CLIP, _open_clip_file(open_clip_config, image))
         _write_json(draft / _TOKENIZER, tokenizer.model_dump(mode="json"))
+        shutil.copyfile(tokenizer_vocabulary(tokenizer), draft / _VOCABULARY)
         info = BundleInfo(
             format_version=FORMAT_VERSION,
             name=name,
@@ -194,7 +198,7 @@ def _without_downloads(config: dict[str, Any]) -> dict[str, Any]:
 
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
-    for name in (_WEIGHTS, _OPEN_CLIP, _TOKENIZER):
+    for name in (_WEIGHTS, _OPEN_CLIP, _TOKENIZER, _VOCABULARY):
         with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

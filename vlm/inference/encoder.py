@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm.inference.bundle import Bundle, BundleInfo, load_bundle
-from vlm.preprocess import build_tokenizer, stack_images, to_float, trim_padding
+from vlm.preprocess import build_tokenizer, normalise_images, stack_images, trim_padding
 
 __all__ = ["Encoder"]
 
@@ -61,7 +61,7 @@ class Encoder:
     @torch.inference_mode()
     def encode_pixels(self, pixels: UInt8[Tensor, "batch channel height width"]) -> Embeddings:
         """Embed one batch that `vlm.preprocess.stack_images` made."""
-        floats = to_float(pixels.to(self._device), self.info.image)
+        floats = normalise_images(pixels.to(self._device), self.info.image)
         floats = floats.contiguous(memory_format=torch.channels_last)
         return self._model.encode_image(floats).cpu().numpy()
 

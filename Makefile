@@ -1,0 +1,80 @@
+# What a person types. `make demo` and `make test` need nothing done first.
+
+PYTHON ?= python3
+SERVE ?= 1
+PORT ?= 8000
+BIN := .venv/bin
+PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Where npm is missing, the demo's downloads use the one inside this wheel.
+NPM := $(if $(shell command -v npm),,$(comma)npm)
+comma := ,
+
+DATA := data/emoji
+RUN := runs/demo
+
+.PHONY: demo install install-dev test check format serve clean browser help
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+demo: $(RUN)/index/.complete ## data, training, evaluation, bundle, index and the page, on a CPU (SERVE=0: do not serve)
+	@if [ "$(SERVE)" = 1 ]; then $(BIN)/vlm serve $(RUN)/bundle --index $(RUN)/index --port $(PORT); \
+	else echo "ready: make serve opens http://127.0.0.1:$(PORT)"; fi
+
+install: .venv/.installed ## the environment alone, in .venv
+
+install-dev: .venv/.installed-dev ## the environment with the tools for tests and checks
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing pinned dependencies into .venv (about a minute, more where torch brings CUDA)"
+	@$(PIP) -e '.[serve$(NPM)]'
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	@echo "installing the tools for tests and checks"
+	@$(PIP) -e '.[serve,deepspeed,dev,npm]'
+	@touch $@
+
+$(DATA)/fetched.json: | .venv/.installed
+	$(BIN)/vlm data fetch emoji --folder $(DATA)
+
+$(RUN)/bundle/bundle.json: $(DATA)/fetched.json
+	$(BIN)/vlm train configs/train/demo.yaml --resume
+	$(BIN)/vlm evaluate $(RUN) --config configs/evaluate/emoji.yaml
+	$(BIN)/vlm export $(RUN)
+
+$(RUN)/index/.complete: $(RUN)/bundle/bundle.json
+	$(BIN)/vlm index $(DATA)/shards/* --bundle $(RUN)/bundle --index $(RUN)/index
+	@touch $@
+
+serve: $(RUN)/index/.complete ## the page and the API of the demo at http://127.0.0.1:8000
+	$(BIN)/vlm serve $(RUN)/bundle --index $(RUN)/index --port $(PORT)
+
+test: .venv/.installed-dev browser ## the whole test suite, with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+check: .venv/.installed-dev ## format, lint, types, and the floors of the house
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.installed-dev ## rewrite the files as `make check` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The page is tested in a real Chromium. Without one, and without the right to install it, those
+# tests say so and are skipped.
+browser:
+	@if ! command -v chromium >/dev/null 2>&1 && ! command -v google-chrome >/dev/null 2>&1; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+			echo "installing chromium for the tests of the page"; \
+			{ apt-get update && apt-get install -y --no-install-recommends chromium; } >/dev/null 2>&1 \
+				|| echo "chromium could not be installed; the tests of the page will be skipped"; \
+		else echo "no chromium here; the tests of the page will be skipped"; fi; fi
+
+clean: ## remove the environment, the data and the runs
+	rm -rf .venv data runs build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,0 +1,55 @@
+"""The verbs put together, and what an error looks like to a person.
+
+Exit codes: 0 done; 1 a defect of ours, with a traceback; 2 something the user can fix; 75 stopped
+by a signal with everything saved, run it again with --resume; 130 interrupted.
+"""
+
+import sys
+
+import typer
+from rich.console import Console
+
+import vlm
+from vlm.cli import data
+from vlm.cli.evaluate import evaluate
+from vlm.cli.export import export
+from vlm.cli.index import index
+from vlm.cli.serve import serve
+from vlm.cli.train import train
+from vlm.errors import VlmError
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="vlm",
+    help="Train vision-language dual encoders, evaluate, export, index and serve them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data.app, name="data")
+for verb in (train, evaluate, export, index, serve):
+    app.command()(verb)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(vlm.__version__)
+
+
+def main() -> None:
+    """Run the command line; errors that a person can fix are printed without a traceback."""
+    try:
+        app()
+    except VlmError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; nothing half-written was left")
+        sys.exit(130)
+
+
+def _escaped(text: str) -> str:
+    """Rich would read square brackets as markup."""
+    return text.replace("[", r"\[")

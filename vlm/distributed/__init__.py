@@ -1,0 +1,18 @@
+"""The only importer of torch.distributed's process groups."""
+
+from vlm.distributed.collectives import (
+    any_rank,
+    barrier,
+    gather_rows,
+    gather_rows_with_gradient,
+)
+from vlm.distributed.world import World, connected_world
+
+__all__ = [
+    "World",
+    "any_rank",
+    "barrier",
+    "connected_world",
+    "gather_rows",
+    "gather_rows_with_gradient",
+]

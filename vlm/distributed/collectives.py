@@ -1,0 +1,64 @@
+"""What ranks tell each other. Every function is the identity in a world of one."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vlm.distributed.world import World
+
+__all__ = ["any_rank", "barrier", "gather_rows", "gather_rows_with_gradient"]
+
+
+def gather_rows(rows: Tensor, world: World) -> Tensor:
+    """Concatenate the rows of all ranks in rank order, without gradient.
+
+    Every rank must bring the same number of rows.
+    """
+    if world.size == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world.size)]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def gather_rows_with_gradient(rows: Tensor, world: World) -> Tensor:
+    """Concatenate the rows of all ranks in rank order; gradients flow back to their owners.
+
+    The backward pass sums the gradients that all ranks hold for a row. When every rank computes
+    the same global loss, that sum is W times the true gradient, and the mean over ranks that data
+    parallelism takes afterwards divides it by W again: parameter gradients are exact.
+    """
+    if world.size == 1:
+        return rows
+    gathered: Tensor = _GatherRows.apply(rows, world)
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, world: World) -> Tensor:
+        ctx.slice = slice(world.rank * len(rows), (world.rank + 1) * len(rows))
+        return gather_rows(rows, world)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        return total[ctx.slice], None
+
+
+def any_rank(flag: bool, world: World) -> bool:
+    """Whether the flag is set on at least one rank; all ranks get the same answer."""
+    if world.size == 1:
+        return flag
+    votes = torch.tensor([int(flag)], device=world.device)
+    dist.all_reduce(votes)
+    return bool(votes.item())
+
+
+def barrier(world: World) -> None:
+    """Wait for all ranks."""
+    if world.size > 1:
+        dist.barrier()

@@ -1,0 +1,79 @@
+"""Who takes part in this run: rank, size and device, from torchrun's environment."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from vlm.errors import ConfigError
+
+__all__ = ["World", "connected_world"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among all of them."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one rank that speaks and writes."""
+        return self.rank == 0
+
+
+@contextmanager
+def connected_world(
+    *, timeout_seconds: float = 600.0, always_join: bool = False
+) -> Iterator[World]:
+    """Join the process group that torchrun describes, or be a world of one; leave it at the end.
+
+    Reads `RANK`, `WORLD_SIZE` and `LOCAL_RANK`. A device is a CUDA device where there is one, with
+    NCCL between ranks, and the CPU with gloo elsewhere.
+
+    Args:
+        timeout_seconds: A collective that waits longer for a rank fails instead of hanging.
+
+        always_join: Make a process group even for one rank, as DeepSpeed wants.
+
+    Raises:
+        ConfigError: If a rank has no CUDA device of its own.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = _device(local_rank)
+    if size == 1 and not always_join:
+        yield World(device=device)
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # A world of one needs no rendezvous address.
+    store = dist.HashStore() if size == 1 else None
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds)
+    )
+    try:
+        yield World(rank=rank, size=size, device=device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        message = (
+            f"local rank {local_rank} has no CUDA device: this node has "
+            f"{torch.cuda.device_count()}. Start at most one rank per device "
+            f"(torchrun --nproc-per-node {torch.cuda.device_count()})."
+        )
+        raise ConfigError(message)
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,18 @@
+"""Pure tensor mathematics: unit rows in, scalars out. No ranks, no gathering, no towers."""
+
+from vlm.losses.contrastive import clip_loss
+from vlm.losses.gap import alignment, centroid_uniformity, cross_uniformity, uniformity
+from vlm.losses.sigmoid import siglip_loss
+from vlm.losses.terms import LossTerm, WeightSchedule, total_loss
+
+__all__ = [
+    "LossTerm",
+    "WeightSchedule",
+    "alignment",
+    "centroid_uniformity",
+    "clip_loss",
+    "cross_uniformity",
+    "siglip_loss",
+    "total_loss",
+    "uniformity",
+]

@@ -1,0 +1,41 @@
+"""The learning rate over a run, as a factor of its peak."""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from vlm.config import Config
+
+__all__ = ["ScheduleConfig", "learning_rate_factor"]
+
+
+class ScheduleConfig(Config):
+    """Linear warm-up, then one of four ways down."""
+
+    type: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
+    """`constant` stays at the peak until the cool-down; `rsqrt` falls as 1/sqrt(step) after it."""
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    """Fraction of all steps in which the rate rises from 0 to the peak."""
+    cooldown_fraction: float = Field(0.2, ge=0, le=1)
+    """Last fraction of all steps, falling linearly; for `constant` and `rsqrt` alone."""
+    final_fraction: float = Field(0.0, ge=0, le=1)
+    """What is left of the peak at the end."""
+
+
+def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
+    """The factor for step `step` (counted from 0) of `total_steps`, in (0, 1]."""
+    warmup = round(config.warmup_fraction * total_steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(total_steps - warmup, 1)
+    floor = config.final_fraction
+    if config.type == "cosine":
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    if config.type == "linear":
+        return floor + (1 - floor) * (1 - progress)
+    peak = 1.0
+    if config.type == "rsqrt":
+        peak = math.sqrt(max(warmup, 1) / max(step, warmup, 1))
+    remaining = (total_steps - step) / max(config.cooldown_fraction * total_steps, 1e-12)
+    return peak * (floor + (1 - floor) * min(1.0, remaining))

@@ -1,0 +1,108 @@
+"""How a step is carried out: one process, or data parallel over ranks.
+
+`Engine` is the protocol that the loop speaks; DeepSpeed has its own file.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vlm.distributed import World
+from vlm.errors import CheckpointError
+from vlm.models import DualEncoder, clamp_logit_scale
+from vlm.train.config import TorchEngineConfig
+from vlm.types import DualEncoderOutput
+
+__all__ = ["Engine", "TorchEngine", "computes_bf16"]
+
+_OPTIMIZER_FILE = "optimizer.pt"
+
+
+class Engine(Protocol):
+    """Forward, backward and step of one model on all ranks."""
+
+    model: DualEncoder
+    """The model itself, whatever wraps it."""
+    optimizer: torch.optim.Optimizer
+
+    def forward(self, images: Tensor, token_ids: Tensor) -> DualEncoderOutput: ...
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def step(self, clip_norm: float | None) -> float:
+        """Clip, step, clear gradients, clamp the logit scale; returns the norm before clipping."""
+        ...
+
+    def save_optimizer(self, folder: Path) -> None:
+        """Write the optimizer's state into a checkpoint folder; every rank calls it."""
+        ...
+
+    def load_optimizer(self, folder: Path) -> None: ...
+
+
+class TorchEngine:
+    """Plain PyTorch; `DistributedDataParallel` when there is more than one rank."""
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        optimizer: torch.optim.Optimizer,
+        config: TorchEngineConfig,
+        world: World,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self._world = world
+        bf16 = config.precision == "bf16" or (
+            config.precision == "auto" and computes_bf16(world.device)
+        )
+        self._dtype = torch.bfloat16 if bf16 else None
+        self._wrapped: nn.Module = model
+        if world.size > 1:
+            self._wrapped = DistributedDataParallel(model)
+
+    def forward(self, images: Tensor, token_ids: Tensor) -> DualEncoderOutput:
+        with self._autocast():
+            output: DualEncoderOutput = self._wrapped(images, token_ids)
+        return output
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, clip_norm: float | None) -> float:
+        limit = float("inf") if clip_norm is None else clip_norm
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        clamp_logit_scale(self.model)
+        return float(norm)
+
+    def save_optimizer(self, folder: Path) -> None:
+        if self._world.is_main:
+            torch.save(self.optimizer.state_dict(), folder / _OPTIMIZER_FILE)
+
+    def load_optimizer(self, folder: Path) -> None:
+        path = folder / _OPTIMIZER_FILE
+        try:
+            state = torch.load(path, map_location=self._world.device, weights_only=True)
+            self.optimizer.load_state_dict(state)
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            message = f"{path}: cannot restore the optimizer ({error}); remove this checkpoint"
+            raise CheckpointError(message) from error
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self._world.device.type, self._dtype)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has bfloat16 arithmetic, rather than emulating it slowly."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,114 @@
+"""From a run folder to a bundle."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import vlm
+from vlm.config import load_config
+from vlm.errors import CheckpointError
+from vlm.evaluation import modality_means
+from vlm.inference import (
+    Bundle,
+    BundleInfo,
+    Encoder,
+    ModalityMeans,
+    load_bundle,
+    save_bundle,
+)
+from vlm.train.checkpoint import Checkpoint, latest_checkpoint, load_weights
+from vlm.train.config import TrainConfig
+from vlm.train.setup import build_model, open_clip_config
+
+__all__ = ["export_run", "load_run"]
+
+_MEANS_PAIRS = 5000
+
+
+def load_run(run: Path) -> Bundle:
+    """The model of a run's newest checkpoint, as a bundle in memory.
+
+    Its fingerprint is that of the bundle which `export_run` would write.
+
+    Raises:
+        CheckpointError: If the run has no checkpoint, or a damaged one.
+    """
+    config, checkpoint = _open_run(run)
+    with tempfile.TemporaryDirectory() as folder:
+        _save(Path(folder) / "bundle", config, checkpoint, means=None, metrics={})
+        return load_bundle(Path(folder) / "bundle")
+
+
+def export_run(run: Path, folder: Path, *, console: Console) -> BundleInfo:
+    """Write the bundle of a run's newest checkpoint, with modality means and metrics.
+
+    The means are those of up to 5,000 training pairs. Metrics come from `evaluation.json` in the
+    run folder, if it was made from the same weights.
+
+    Raises:
+        BundleError: If `folder` exists and is not a bundle.
+        CheckpointError: If the run has no checkpoint, or a damaged one.
+        DataError: If the training data are gone, which the means need.
+    """
+    config, checkpoint = _open_run(run)
+    bundle = load_run(run)
+    console.print(f"modality means over up to {_MEANS_PAIRS} training pairs", highlight=False)
+    means = modality_means(Encoder(bundle), config.data.shards, max_pairs=_MEANS_PAIRS)
+    metrics = _metrics(run / "evaluation.json", bundle.info.fingerprint, console)
+    return _save(folder, config, checkpoint, means=means, metrics=metrics)
+
+
+def _open_run(run: Path) -> tuple[TrainConfig, Checkpoint]:
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    if checkpoint is None:
+        message = f"{run}: no checkpoint here; train it first: vlm train CONFIG"
+        raise CheckpointError(message)
+    return load_config(TrainConfig, run / "config.yaml", []), checkpoint
+
+
+def _save(
+    folder: Path,
+    config: TrainConfig,
+    checkpoint: Checkpoint,
+    *,
+    means: ModalityMeans | None,
+    metrics: dict[str, Any],
+) -> BundleInfo:
+    model = build_model(config)
+    weights = load_weights(checkpoint, ema=True) or load_weights(checkpoint, ema=False)
+    assert weights is not None
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        message = f"{checkpoint.folder}: weights do not fit the run's config.yaml ({error})"
+        raise CheckpointError(message) from error
+    return save_bundle(
+        folder,
+        model,
+        name=config.name,
+        open_clip_config=open_clip_config(config),
+        image=config.image,
+        tokenizer=config.tokenizer,
+        modality_means=means,
+        provenance={
+            "vlm": vlm.__version__,
+            "step": checkpoint.step,
+            "samples_seen": checkpoint.step * config.global_batch,
+            "data_fingerprint": checkpoint.facts["data_fingerprint"],
+            "config": config.model_dump(mode="json"),
+        },
+        metrics=metrics,
+    )
+
+
+def _metrics(path: Path, fingerprint: str, console: Console) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if tree.get("model", {}).get("fingerprint") != fingerprint:
+        console.print(f"{path} is of other weights and is left out; run vlm evaluate again")
+        return {}
+    return {key: tree[key] for key in ("zero_shot", "retrieval", "geometry") if key in tree}
