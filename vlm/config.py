@@ -28,13 +28,15 @@ class Config(BaseModel):
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-def load_config(config_class: type[ConfigT], path: Path, overrides: list[str]) -> ConfigT:
-    """Read a YAML file, apply `dotted.key=value` overrides and validate.
+def load_config(config_class: type[ConfigT], path: Path | None, overrides: list[str]) -> ConfigT:
+    """Read a YAML file, if one is given, apply `dotted.key=value` overrides and validate.
 
     Raises:
         ConfigError: If the file is missing or not a YAML mapping, an override is malformed, or any
             key or value is wrong. All wrong keys are listed, one a line.
     """
+    if path is None:
+        return validate_config(config_class, apply_overrides({}, overrides), source="settings")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -2,14 +2,13 @@
 
 Both see the same input because both call it.
 
-Images: bytes -> `decode_image` (RGB, safe limits) -> `resize_image` (uint8, square) -> `normalise_images`
-(float). Text: `build_tokenizer`. `resize_image` gives the very pixels of open_clip's
-evaluation transform, which the tests hold.
+Images: bytes -> `decode_image` (RGB, safe limits) -> `resize_image` (uint8, square) ->
+`normalise_images` (float). Text: `build_tokenizer`. `resize_image` gives the very pixels of
+open_clip's evaluation transform, which the tests hold.
 """
 
 import io
 import warnings
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -34,7 +33,6 @@ __all__ = [
     "flatten_image",
     "normalise_images",
     "resize_image",
-    "stack_images",
     "tokenizer_vocabulary",
     "trim_padding",
 ]
@@ -139,13 +137,6 @@ def resize_image(
     if target != (side, side):
         resized = resized.crop((left, top, left + side, top + side))
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
-
-
-def stack_images(
-    images: Sequence[Image.Image], config: ImageConfig
-) -> UInt8[Tensor, "batch channel height width"]:
-    """Resize RGB images and stack them into one uint8 batch."""
-    return torch.from_numpy(np.stack([resize_image(image, config) for image in images]))
 
 
 def normalise_images(

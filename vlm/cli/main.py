@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 import vlm
-from vlm.cli import data
+from vlm.cli.data import app as data_app
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
 from vlm.cli.index import index
@@ -27,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(data.app, name="data")
+app.add_typer(data_app, name="data")
 for verb in (train, evaluate, export, index, serve):
     app.command()(verb)
 

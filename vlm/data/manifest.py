@@ -8,6 +8,7 @@ The tars stay ordinary: any webdataset user can read them and ignore both files.
 """
 
 import hashlib
+import itertools
 import json
 import tarfile
 from collections.abc import Callable, Iterator
@@ -131,8 +132,9 @@ def open_manifest(folder: Path) -> Manifest:
     try:
         tree = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         if tree["version"] != FORMAT_VERSION:
-            message = f"{folder / _MANIFEST}: version {tree['version']}, expected {FORMAT_VERSION}"
-            raise DataError(f"{message}; {again}")
+            found = tree["version"]
+            message = f"{folder}: manifest version {found}, expected {FORMAT_VERSION}; {again}"
+            raise DataError(message)
         shards = tuple(ShardInfo(**shard) for shard in tree["shards"])
         index = np.load(folder / _INDEX, mmap_mode="r")
     except FileNotFoundError as error:
@@ -169,27 +171,19 @@ def _scan(path: Path) -> list[tuple[int, ...]]:
     """Index entries of one shard, in order."""
     entries: list[tuple[int, ...]] = []
     seen: set[str] = set()
-    key, members = "", dict[str, tarfile.TarInfo]()
-    for member in _members(path):
-        member_key, part = _key_and_part(member.name)
-        if part is None:
-            continue
-        if member_key != key:
-            if members:
-                entries.append(_entry(path, key, members))
-            if member_key in seen:
+    parts = ((*_key_and_part(member.name), member) for member in _members(path))
+    known = ((key, part, member) for key, part, member in parts if part is not None)
+    for key, group in itertools.groupby(known, key=lambda item: item[0]):
+        members: dict[str, tarfile.TarInfo] = {}
+        for _, part, member in group:
+            if part in members or key in seen:
                 message = (
-                    f"{path}: key {member_key!r} comes again at byte {member.offset}; the members "
-                    f"of a sample must be adjacent and keys unique. Write the shard anew"
+                    f"{path}: key {key!r} comes again at byte {member.offset}; the members of a "
+                    f"sample must be adjacent and keys unique. Write the shard anew"
                 )
                 raise DataError(message)
-            seen.add(member_key)
-            key, members = member_key, {}
-        if part in members:
-            message = f"{path}: sample {key!r} has two {part} members, at byte {member.offset}"
-            raise DataError(message)
-        members[part] = member
-    if members:
+            members[part] = member
+        seen.add(key)
         entries.append(_entry(path, key, members))
     if not entries:
         message = f"{path}: no samples; members must be named KEY.jpg, KEY.txt, KEY.json"
@@ -206,8 +200,11 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
             for member in tar:
                 end = member.offset_data + -(-member.size // 512) * 512
                 if end > size:
-                    message = f"{path}: truncated inside {member.name!r} at byte {member.offset}"
-                    raise DataError(f"{message}; the file has {size} bytes. Copy it again")
+                    message = (
+                        f"{path}: truncated inside {member.name!r} at byte {member.offset}; "
+                        f"the file has {size} bytes. Copy it again"
+                    )
+                    raise DataError(message)
                 if member.isfile():
                     yield member
             _check_end(path, file, end)

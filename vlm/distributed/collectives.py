@@ -32,7 +32,7 @@ def gather_rows_with_gradient(rows: Tensor, world: World) -> Tensor:
     """
     if world.size == 1:
         return rows
-    gathered: Tensor = _GatherRows.apply(rows, world)
+    gathered: Tensor = _GatherRows.apply(rows, world)  # type: ignore[no-untyped-call] # torch has no types here
     return gathered
 
 

@@ -54,7 +54,7 @@ def connected_world(
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     # A world of one needs no rendezvous address.
-    store = dist.HashStore() if size == 1 else None
+    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True) if size == 1 else None  # type: ignore[attr-defined] # exported without a stub
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds)
     )

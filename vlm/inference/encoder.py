@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
 
 from vlm.inference.bundle import Bundle, BundleInfo, load_bundle
-from vlm.preprocess import build_tokenizer, normalise_images, stack_images, trim_padding
+from vlm.preprocess import build_tokenizer, normalise_images, resize_image, trim_padding
 
 __all__ = ["Encoder"]
 
@@ -53,15 +52,22 @@ class Encoder:
         if not images:
             return np.empty((0, self.dim), np.float32)
         parts = [
-            self.encode_pixels(stack_images(images[i : i + self._batch_size], self.info.image))
-            for i in range(0, len(images), self._batch_size)
+            self.encode_pixels(
+                np.stack([self.prepare_image(i) for i in images[n : n + self._batch_size]])
+            )
+            for n in range(0, len(images), self._batch_size)
         ]
         return np.concatenate(parts)
 
+    def prepare_image(self, image: Image.Image) -> UInt8[np.ndarray, "channel height width"]:
+        """The pixels of one RGB image as the model reads them; needs no model, so any thread."""
+        return resize_image(image, self.info.image)
+
     @torch.inference_mode()
-    def encode_pixels(self, pixels: UInt8[Tensor, "batch channel height width"]) -> Embeddings:
-        """Embed one batch that `vlm.preprocess.stack_images` made."""
-        floats = normalise_images(pixels.to(self._device), self.info.image)
+    def encode_pixels(self, pixels: UInt8[np.ndarray, "batch channel height width"]) -> Embeddings:
+        """Embed one batch of stacked `prepare_image` results."""
+        tensor = torch.from_numpy(pixels).to(self._device)
+        floats = normalise_images(tensor, self.info.image)
         floats = floats.contiguous(memory_format=torch.channels_last)
         return self._model.encode_image(floats).cpu().numpy()
 

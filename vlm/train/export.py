@@ -25,7 +25,7 @@ from vlm.train.setup import build_model, open_clip_config
 
 __all__ = ["export_run", "load_run"]
 
-_MEANS_PAIRS = 5000
+_MEANS_PAIRS = 2000
 
 
 def load_run(run: Path) -> Bundle:
@@ -45,7 +45,7 @@ def load_run(run: Path) -> Bundle:
 def export_run(run: Path, folder: Path, *, console: Console) -> BundleInfo:
     """Write the bundle of a run's newest checkpoint, with modality means and metrics.
 
-    The means are those of up to 5,000 training pairs. Metrics come from `evaluation.json` in the
+    The means are those of up to 2,000 training pairs. Metrics come from `evaluation.json` in the
     run folder, if it was made from the same weights.
 
     Raises:

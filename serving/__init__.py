@@ -1,0 +1,1 @@
+"""Answers with the encoders that `vlm` trains: classification, embeddings and search over HTTP."""

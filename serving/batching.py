@@ -1,0 +1,88 @@
+"""Micro-batching: many small requests become few forward passes.
+
+No timer: while the model works on one batch, the next one gathers. An idle model starts at once,
+a busy one gets full batches, so the wait adapts to the load by itself.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from serving.errors import OverloadedError
+
+__all__ = ["MicroBatcher"]
+
+ItemT = TypeVar("ItemT")
+
+
+class MicroBatcher(Generic[ItemT]):
+    """Runs `encode` on batches of what callers bring, one batch at a time.
+
+    Args:
+        encode: From items to one row each; runs on the executor.
+        executor: The one worker of the device; several batchers may share it.
+        max_batch: Most items of one call of `encode`.
+        max_waiting: Most items in the queue; a caller that would exceed it is refused.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Sequence[ItemT]], np.ndarray],
+        *,
+        executor: Executor,
+        max_batch: int,
+        max_waiting: int,
+    ) -> None:
+        self._encode = encode
+        self._executor = executor
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._waiting: deque[tuple[ItemT, asyncio.Future[np.ndarray]]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def rows(self, items: Sequence[ItemT]) -> np.ndarray:
+        """One row an item, in order.
+
+        A caller that is cancelled takes its items out of the queue.
+
+        Raises:
+            OverloadedError: If the queue has no room for all of them.
+        """
+        # One request may exceed the queue when nothing else waits, or it could never be served.
+        if self._waiting and len(self._waiting) + len(items) > self._max_waiting:
+            message = "too many requests are waiting for the model; try again in a second"
+            raise OverloadedError(message)
+        loop = asyncio.get_running_loop()
+        futures = [loop.create_future() for _ in items]
+        self._waiting.extend(zip(items, futures, strict=True))
+        if self._worker is None or self._worker.done():
+            self._worker = loop.create_task(self._work())
+        return np.stack(await asyncio.gather(*futures))
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while batch := self._next_batch():
+            items = [item for item, _ in batch]
+            try:
+                rows = await loop.run_in_executor(self._executor, self._encode, items)
+            except Exception as error:  # noqa: BLE001 - handed to everyone who waits for this batch
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), row in zip(batch, rows, strict=True):
+                if not future.done():
+                    future.set_result(row)
+
+    def _next_batch(self) -> list[tuple[ItemT, asyncio.Future[np.ndarray]]]:
+        """Up to `max_batch` items whose callers still wait."""
+        batch: list[tuple[ItemT, asyncio.Future[np.ndarray]]] = []
+        while self._waiting and len(batch) < self._max_batch:
+            item, future = self._waiting.popleft()
+            if not future.cancelled():
+                batch.append((item, future))
+        return batch

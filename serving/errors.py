@@ -1,0 +1,23 @@
+"""What the services and stores refuse, without any notion of HTTP."""
+
+__all__ = ["BadInputError", "FingerprintError", "NotFoundError", "OverloadedError", "ServingError"]
+
+
+class ServingError(Exception):
+    """Base of all errors that a client of the server may see; the message is for the client."""
+
+
+class BadInputError(ServingError):
+    """An image, label or filter that cannot be used."""
+
+
+class NotFoundError(ServingError):
+    """No item of that id."""
+
+
+class OverloadedError(ServingError):
+    """The queue is full; try again in a moment."""
+
+
+class FingerprintError(ServingError):
+    """Vectors of another model than the collection's."""

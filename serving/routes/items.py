@@ -1,0 +1,70 @@
+"""`/v1/items`: what can be found."""
+
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+
+from serving.errors import NotFoundError
+from serving.routes.bodies import body_schema, parse_body
+from serving.routes.state import ServicesDep, refuse_more_than
+from serving.schemas import AddedItems, ItemIn, ItemOut, ItemsRequest
+from serving.services.retrieval import NewItem
+
+__all__ = ["router", "thumbnail_path"]
+
+router = APIRouter(prefix="/v1/items", tags=["items"])
+_ONE_OR_MANY = body_schema(ItemIn, ("image",))
+_ONE_OR_MANY["requestBody"]["content"]["application/json"]["schema"] = {
+    "$ref": "#/components/schemas/ItemsRequest"
+}
+
+
+@router.post("", status_code=201, openapi_extra=_ONE_OR_MANY)
+async def add_items(request: Request, services: ServicesDep) -> AddedItems:
+    """Store items, replacing those of the same id: a JSON list, or one upload.
+
+    They are on disk and found by every search that starts after the answer.
+    """
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        items = [await parse_body(request, ItemIn)]
+    else:
+        items = (await parse_body(request, ItemsRequest)).items
+    refuse_more_than(services.settings.max_images, len(items), "items")
+    longest = max(len(item.text or "") for item in items)
+    refuse_more_than(services.settings.max_text_characters, longest, "characters")
+    new = [NewItem(id=i.id, image=i.image, text=i.text, metadata=i.metadata) for i in items]
+    return AddedItems(ids=await services.retriever.add(new))
+
+
+@router.get("/{item_id:path}/thumbnail", response_class=Response)
+async def thumbnail(item_id: str, services: ServicesDep) -> Response:
+    """The small picture of an item, as WebP."""
+    item = await services.retriever.get(item_id)
+    if item.thumbnail is None:
+        message = f"item {item_id!r} has no picture"
+        raise NotFoundError(message)
+    headers = {"cache-control": "private, max-age=3600"}
+    return Response(item.thumbnail, media_type="image/webp", headers=headers)
+
+
+@router.get("/{item_id:path}")
+async def get_item(item_id: str, services: ServicesDep) -> ItemOut:
+    """One item."""
+    item = await services.retriever.get(item_id)
+    return ItemOut(
+        id=item.id,
+        text=item.text,
+        metadata=item.metadata,
+        thumbnail=None if item.thumbnail is None else thumbnail_path(item.id),
+    )
+
+
+@router.delete("/{item_id:path}", status_code=204)
+async def delete_item(item_id: str, services: ServicesDep) -> None:
+    """Remove one item."""
+    await services.retriever.delete(item_id)
+
+
+def thumbnail_path(item_id: str) -> str:
+    """Where the picture of an item is found."""
+    return f"/v1/items/{quote(item_id, safe='')}/thumbnail"

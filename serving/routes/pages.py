@@ -1,0 +1,31 @@
+"""The page, and the browsable API; every byte comes from this server."""
+
+from pathlib import Path
+
+import swagger_ui_bundle
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+__all__ = ["router", "static_mounts"]
+
+router = APIRouter(include_in_schema=False)
+_WEB = Path(__file__).parent.parent / "web"
+
+
+@router.get("/")
+async def page() -> FileResponse:
+    return FileResponse(_WEB / "index.html")
+
+
+@router.get("/docs")
+async def docs() -> FileResponse:
+    return FileResponse(_WEB / "docs.html")
+
+
+def static_mounts() -> dict[str, StaticFiles]:
+    """Path to folder of files that need no code."""
+    return {
+        "/web": StaticFiles(directory=_WEB),
+        "/swagger": StaticFiles(directory=swagger_ui_bundle.swagger_ui_path),
+    }

@@ -1,0 +1,37 @@
+"""What routes are given: the parts that the application's lifespan built."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from serving.errors import BadInputError
+from serving.services.embedding import Embedder
+from serving.services.retrieval import Retriever
+from serving.settings import ServingSettings
+
+__all__ = ["Services", "ServicesDep", "refuse_more_than"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """One model and its collection."""
+
+    settings: ServingSettings
+    embedder: Embedder
+    retriever: Retriever
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+
+
+def refuse_more_than(limit: int, found: int, what: str) -> None:
+    """Raise BadInputError if a request brings more than the settings allow."""
+    if found > limit:
+        message = f"{found} {what} in one request; at most {limit} are allowed"
+        raise BadInputError(message)

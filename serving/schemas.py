@@ -1,0 +1,191 @@
+"""The wire format: what requests must look like, and what answers do."""
+
+import base64
+import binascii
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
+
+__all__ = [
+    "AddedItems",
+    "ClassifyRequest",
+    "ClassifyResponse",
+    "EmbeddingsRequest",
+    "EmbeddingsResponse",
+    "Health",
+    "ItemIn",
+    "ItemOut",
+    "ItemsRequest",
+    "ModelOut",
+    "Problem",
+    "SearchRequest",
+    "SearchResponse",
+]
+
+_DATA_URL = re.compile(r"^data:image/[\w.+-]+;base64,", re.IGNORECASE)
+
+
+def _image_bytes(value: object) -> bytes:
+    """An uploaded file as it is; a data URL or plain base64 decoded."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        message = "must be base64 text, a data URL, or an uploaded file"
+        raise ValueError(message)
+    try:
+        return base64.b64decode(_DATA_URL.sub("", value, count=1), validate=True)
+    except binascii.Error as error:
+        message = "neither base64 nor a data URL (data:image/png;base64,...)"
+        raise ValueError(message) from error
+
+
+ImageBytes = Annotated[
+    bytes,
+    BeforeValidator(_image_bytes),
+    WithJsonSchema({"type": "string", "description": "Base64, or a data URL, of an image file."}),
+]
+Text = Annotated[str, Field(min_length=1)]
+ItemId = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    request_id: str
+
+
+class Health(_Schema):
+    status: str
+
+
+class ClassifyRequest(_Schema):
+    images: list[ImageBytes] = Field(min_length=1)
+    labels: list[Text] = Field(min_length=1)
+    templates: list[str] = Field(default=["{}"], min_length=1, max_length=100)
+    """`{}` stands for the label; the embeddings of all templates are averaged."""
+    mode: Literal["exclusive", "independent"] = "exclusive"
+    """`exclusive`: exactly one label holds. `independent`: any number may."""
+    top_k: int = Field(default=10, ge=1, le=1000)
+
+
+class PredictionOut(_Schema):
+    label: str
+    probability: float
+    score: float
+
+
+class ClassifyResult(_Schema):
+    predictions: list[PredictionOut]
+
+
+class ClassifyResponse(_Schema):
+    model: str
+    results: list[ClassifyResult]
+
+
+class EmbeddingsRequest(BaseModel):
+    """As OpenAI's; strings that are data URLs of images are embedded as images."""
+
+    model_config = ConfigDict(extra="ignore")  # clients send fields that do not matter here
+
+    input: Text | Annotated[list[Text], Field(min_length=1)]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class EmbeddingOut(_Schema):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(_Schema):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(_Schema):
+    object: Literal["list"] = "list"
+    data: list[EmbeddingOut]
+    model: str
+    usage: Usage
+
+
+class SearchRequest(_Schema):
+    """Exactly one of text, image and id."""
+
+    text: Text | None = None
+    image: ImageBytes | None = None
+    id: ItemId | None = None
+    """More like this stored item."""
+    limit: int = Field(default=20, ge=1, le=200)
+    filter: dict[str, str | int | float | bool] = {}
+    """Metadata values that every result must have."""
+
+
+class HitOut(_Schema):
+    id: str
+    score: float
+    text: str | None
+    metadata: dict[str, Any]
+    thumbnail: str | None
+    """Path of a small picture on this server."""
+
+
+class SearchResponse(_Schema):
+    results: list[HitOut]
+    items: int
+    """Size of the collection."""
+    milliseconds: float
+
+
+class ItemIn(_Schema):
+    id: ItemId | None = None
+    """Left out: a hash of the content."""
+    image: ImageBytes | None = None
+    text: Text | None = None
+    metadata: dict[str, Any] = {}
+
+    @field_validator("metadata")
+    @classmethod
+    def _is_small(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if len(value) > 100:
+            message = f"at most 100 keys, found {len(value)}"
+            raise ValueError(message)
+        return value
+
+
+class ItemsRequest(_Schema):
+    items: list[ItemIn] = Field(min_length=1)
+
+
+class AddedItems(_Schema):
+    ids: list[str]
+
+
+class ItemOut(_Schema):
+    id: str
+    text: str | None
+    metadata: dict[str, Any]
+    thumbnail: str | None
+
+
+class ModelOut(_Schema):
+    name: str
+    fingerprint: str
+    dim: int
+    logit_scale: float
+    logit_bias: float | None
+    image_size: int
+    context_length: int
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]

@@ -1,0 +1,83 @@
+"""Bulk import: many image-text pairs into a store, without a server."""
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from serving.services.embedding import make_thumbnail
+from serving.stores import Item, Store
+from vlm.errors import DataError
+from vlm.inference import Encoder
+from vlm.preprocess import decode_image
+
+__all__ = ["Pair", "index_pairs"]
+
+_CHUNK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One image with its caption, to be stored under `id`."""
+
+    id: str
+    image: bytes
+    text: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def index_pairs(
+    encoder: Encoder, store: Store, pairs: Iterable[Pair], *, progress: Callable[[int, int], None]
+) -> tuple[int, int]:
+    """Embed the images of pairs and store them; ids that are there already are skipped.
+
+    Each chunk is stored whole, so an interrupted import leaves no half of an item, and running it
+    again goes on where it stopped.
+
+    Args:
+        encoder: The model whose vectors the store holds.
+        store: Where they go.
+        pairs: In any order.
+        progress: Called after each chunk with (stored, skipped) so far.
+
+    Returns:
+        Pairs stored and pairs skipped.
+
+    Raises:
+        DataError: If an image cannot be decoded; the message names the pair.
+    """
+    stored = skipped = 0
+    iterator = iter(pairs)
+    while chunk := list(itertools.islice(iterator, _CHUNK)):
+        known = store.existing([pair.id for pair in chunk])
+        fresh = [pair for pair in chunk if pair.id not in known]
+        if fresh:
+            store.upsert(_items(encoder, fresh))
+        stored, skipped = stored + len(fresh), skipped + len(chunk) - len(fresh)
+        progress(stored, skipped)
+    if stored:
+        store.optimize()
+    return stored, skipped
+
+
+def _items(encoder: Encoder, pairs: list[Pair]) -> list[Item]:
+    images = []
+    for pair in pairs:
+        try:
+            images.append(decode_image(pair.image))
+        except DataError as error:
+            message = f"{pair.id}: {error}"
+            raise DataError(message) from error
+    rows: np.ndarray = encoder.encode_images(images)
+    return [
+        Item(
+            id=pair.id,
+            vector=row,
+            text=pair.text,
+            metadata=pair.metadata,
+            thumbnail=make_thumbnail(image),
+        )
+        for pair, row, image in zip(pairs, rows, images, strict=True)
+    ]

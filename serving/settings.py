@@ -1,0 +1,57 @@
+"""All settings of the server, typed; a YAML file holds them, the environment only its path."""
+
+import os
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from vlm.config import Config, load_config
+
+__all__ = ["ServingSettings", "load_settings"]
+
+CONFIG_VARIABLE = "VLM_SERVING_CONFIG"
+
+
+class ServingSettings(Config):
+    """What to serve, where, and within which limits."""
+
+    bundle: Path = Path("runs/demo/bundle")
+    index: Path = Path("runs/demo/index")
+    """Folder of the searchable collection; made if it is missing."""
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    device: str = "cpu"
+    api_key_sha256: list[str] = []
+    """SHA-256, in hex, of each key that may be used; with none, no key is asked for."""
+    max_body_bytes: int = Field(32 * 2**20, ge=1024)
+    max_image_pixels: int = Field(50_000_000, ge=1)
+    max_images: int = Field(64, ge=1)
+    """Images or texts in one request."""
+    max_labels: int = Field(2000, ge=1)
+    max_text_characters: int = Field(2000, ge=1)
+    max_batch: int = Field(32, ge=1)
+    """Most images or texts of one forward pass."""
+    max_waiting: int = Field(512, ge=1)
+    """Images or texts that may wait for the model; more are refused with 503."""
+    decode_threads: int = Field(2, ge=1)
+    drain_seconds: int = Field(20, ge=0)
+    """How long requests in flight may take after SIGTERM."""
+
+    @field_validator("api_key_sha256")
+    @classmethod
+    def _are_hex_digests(cls, values: list[str]) -> list[str]:
+        for value in values:
+            if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+                message = "each entry must be 64 hex digits: printf %s KEY | sha256sum"
+                raise ValueError(message)
+        return values
+
+
+def load_settings(overrides: list[str]) -> ServingSettings:
+    """Settings from the file that `VLM_SERVING_CONFIG` names, if set, and overrides.
+
+    Raises:
+        ConfigError: If the file cannot be read or a value is wrong.
+    """
+    path = os.environ.get(CONFIG_VARIABLE)
+    return load_config(ServingSettings, Path(path) if path else None, overrides)

@@ -1,0 +1,121 @@
+"""`vlm data …`: fetch, write, index and show datasets."""
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vlm.errors import DataError
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Fetch, write, index and show datasets of webdataset shards.")
+fetch_app = typer.Typer(help="Build a known dataset from public packages.")
+app.add_typer(fetch_app, name="fetch")
+
+
+@fetch_app.command()
+def emoji(
+    folder: Annotated[Path, typer.Option(help="Where the dataset goes.")] = Path("data/emoji"),
+    style: Annotated[
+        list[str] | None, typer.Option(help="A drawing style; repeat it. Default: all but 3D.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.", min=16)] = 128,
+    workers: Annotated[
+        int | None, typer.Option(help="Rasterising processes; default: all cores.", min=1)
+    ] = None,
+) -> None:
+    """Emoji drawings in several styles with names and tags; about 9,000 real pairs."""
+    from vlm.data.sources.emoji_fetch import DEFAULT_STYLES, fetch_emoji  # noqa: PLC0415 - slow
+
+    console = Console()
+    start = time.monotonic()
+    counts = fetch_emoji(
+        folder,
+        styles=style or DEFAULT_STYLES,
+        size=size,
+        workers=workers or os.cpu_count() or 1,
+        say=lambda line: console.print(line, highlight=False),
+    )
+    for split, count in sorted(counts.items()):
+        console.print(f"  {split}: {count} pairs", highlight=False)
+    console.print(f"{folder}/shards in {time.monotonic() - start:.0f} s", highlight=False)
+
+
+@app.command()
+def write(
+    source: Annotated[Path, typer.Argument(help="A folder, or a .csv .tsv .jsonl .parquet table.")],
+    folder: Annotated[Path, typer.Argument(help="Where the shards go; must hold no shards.")],
+    samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
+    prefix: Annotated[str, typer.Option(help="What shard names start with.")] = "shard",
+    image_column: Annotated[str | None, typer.Option(help="Of a table.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Of a table.")] = None,
+) -> None:
+    """Turn your own pairs into webdataset shards with a manifest."""
+    from vlm.data.manifest import build_manifest  # noqa: PLC0415 - numpy
+    from vlm.data.sources.folder import read_folder  # noqa: PLC0415 - with it
+    from vlm.data.sources.table import TABLE_SUFFIXES, read_table  # noqa: PLC0415 - pyarrow
+    from vlm.data.write import write_shards  # noqa: PLC0415 - webdataset imports torch
+
+    if any(folder.glob("*.tar")):
+        message = f"{folder}: already holds shards; choose an empty folder"
+        raise DataError(message)
+    if source.is_dir():
+        samples = read_folder(source)
+    elif source.suffix in TABLE_SUFFIXES:
+        samples = read_table(source, image_column=image_column, caption_column=caption_column)
+    else:
+        message = f"{source}: expected a folder or a table ({' '.join(TABLE_SUFFIXES)})"
+        raise DataError(message)
+    shards = write_shards(samples, folder, prefix=prefix, samples_per_shard=samples_per_shard)
+    manifest = build_manifest(folder) if shards else None
+    total = 0 if manifest is None else manifest.num_samples
+    Console().print(f"{total} pairs in {len(shards)} shards: {folder}", highlight=False)
+
+
+@app.command()
+def index(folder: Annotated[Path, typer.Argument(help="A folder of .tar shards.")]) -> None:
+    """Scan shards made by anybody, and write their manifest and index."""
+    from vlm.data.manifest import build_manifest  # noqa: PLC0415 - numpy
+
+    console = Console()
+    start = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        elapsed = time.monotonic() - start
+        remaining = elapsed / done * (total - done)
+        console.print(f"shard {done}/{total}, ETA {remaining:.0f} s", highlight=False)
+
+    manifest = build_manifest(folder, progress=report)
+    console.print(f"{manifest.num_samples} samples indexed: {folder}", highlight=False)
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="An indexed folder of shards.")],
+    limit: Annotated[int, typer.Option(help="Samples to print.", min=0)] = 5,
+) -> None:
+    """Counts of a dataset, and its first samples."""
+    from vlm.data.manifest import open_manifest  # noqa: PLC0415 - numpy
+    from vlm.data.reader import Reader  # noqa: PLC0415 - with it
+
+    manifest = open_manifest(folder)
+    console = Console()
+    size = sum(shard.num_bytes for shard in manifest.shards)
+    console.print(
+        f"{folder}: {manifest.num_samples} samples, {len(manifest.shards)} shards, "
+        f"{size / 1e6:.1f} MB, fingerprint {manifest.fingerprint[:12]}",
+        highlight=False,
+    )
+    with Reader(manifest) as reader:
+        for row in range(min(limit, manifest.num_samples)):
+            sample = reader.read(row)
+            console.print(
+                f"  {sample.key}: {sample.text!r}, {len(sample.image)} bytes of image, "
+                f"{', '.join(sample.metadata) or 'no metadata'}",
+                highlight=False,
+                markup=False,
+            )
