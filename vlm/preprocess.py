@@ -94,6 +94,9 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
             return flatten_image(ImageOps.exif_transpose(image))
     except DataError:
         raise
+    except Image.DecompressionBombError as error:
+        message = f"the image is over the limit of {max_pixels} pixels ({error}); make it smaller"
+        raise DataError(message) from error
     # Pillow's decoders raise many types for damaged input; each means the same to the sender.
     except Exception as error:
         message = (

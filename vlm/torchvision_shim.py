@@ -14,7 +14,6 @@ import importlib.machinery
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -55,7 +54,7 @@ class _Loader(importlib.abc.Loader):
 
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, fullname: str, path: Any, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != "torchvision":
             return None

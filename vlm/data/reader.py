@@ -87,12 +87,13 @@ class Reader:
                 if len(self._open) > _MAX_OPEN_SHARDS:
                     os.close(self._open.popitem(last=False)[1])
                 block = os.pread(descriptor, size, offset)
+                found = os.fstat(descriptor).st_size
             except OSError as error:
                 message = f"{path}: cannot be read ({error.strerror})"
                 raise DataError(message) from error
         if len(block) < size:
             message = (
-                f"{path}: ends at byte {offset + len(block)}, inside a sample that reaches to "
+                f"{path}: ends at byte {found}, inside a sample that reaches to "
                 f"{offset + size}; the shard was cut, run `vlm data index {path.parent}`"
             )
             raise DataError(message)

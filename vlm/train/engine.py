@@ -5,7 +5,8 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from pickle import UnpicklingError
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ __all__ = ["Engine", "TorchEngine", "computes_bf16"]
 _OPTIMIZER_FILE = "optimizer.pt"
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Forward, backward and step of one model on all ranks."""
 
@@ -90,7 +92,7 @@ class TorchEngine:
         try:
             state = torch.load(path, map_location=self._world.device, weights_only=True)
             self.optimizer.load_state_dict(state)
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
             message = f"{path}: cannot restore the optimizer ({error}); remove this checkpoint"
             raise CheckpointError(message) from error
 

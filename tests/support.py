@@ -1,0 +1,86 @@
+"""Small real things that many tests need: images, shards, models, bundles."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from vlm.data.manifest import Manifest, build_manifest
+from vlm.data.samples import Sample
+from vlm.data.write import write_shards
+from vlm.inference import BundleInfo, save_bundle
+from vlm.models import DualEncoder, DualEncoderConfig
+from vlm.preprocess import ImageConfig, TokenizerConfig
+
+COLOURS = ("red", "green", "blue", "yellow", "black", "orange", "purple", "gray")
+SHAPES = ("circle", "square")
+
+TINY_MODEL: dict[str, Any] = {
+    "dim": 16,
+    "image": {"type": "vit", "width": 32, "layers": 1, "head_width": 16, "patch_size": 8},
+    "text": {"type": "transformer", "width": 32, "layers": 1, "heads": 2},
+}
+
+
+def unit_rows(count: int, dim: int, *, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, dim, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def drawing(colour: str, shape: str, *, size: int = 32, seed: int = 0) -> Image.Image:
+    shift = int(np.random.default_rng(seed).integers(-3, 4))
+    image = Image.new("RGB", (size, size), "white")
+    box = (6 + shift, 6, size - 6 + shift, size - 6)
+    pen = ImageDraw.Draw(image)
+    if shape == "circle":
+        pen.ellipse(box, fill=colour)
+    else:
+        pen.rectangle(box, fill=colour)
+    return image
+
+
+def encoded(image: Image.Image, image_format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format)
+    return buffer.getvalue()
+
+
+def drawn_samples(count: int) -> list[Sample]:
+    """Coloured shapes; sample i repeats the concept of sample i - 16."""
+    samples = []
+    for number in range(count):
+        colour = COLOURS[number % len(COLOURS)]
+        shape = SHAPES[number // len(COLOURS) % len(SHAPES)]
+        samples.append(
+            Sample(
+                key=f"s{number:05d}",
+                image=encoded(drawing(colour, shape, seed=number)),
+                text=f"a {colour} {shape}",
+                metadata={"concept": f"{colour}-{shape}", "tags": [colour, shape], "style": "drawn"},
+            )
+        )
+    return samples
+
+
+def write_dataset(folder: Path, count: int = 48, *, samples_per_shard: int = 10) -> Manifest:
+    write_shards(drawn_samples(count), folder, prefix="drawn", samples_per_shard=samples_per_shard)
+    return build_manifest(folder)
+
+
+def tiny_bundle(folder: Path, *, seed: int = 0, bias: float | None = None) -> BundleInfo:
+    torch.manual_seed(seed)
+    config = DualEncoderConfig.model_validate({**TINY_MODEL, "init_logit_bias": bias})
+    open_clip_config = config.open_clip_config(image_size=32, context_length=12)
+    return save_bundle(
+        folder,
+        DualEncoder(open_clip_config),
+        name="tiny",
+        open_clip_config=open_clip_config,
+        image=ImageConfig(size=32),
+        tokenizer=TokenizerConfig(context_length=12),
+        metrics={"zero_shot": {}},
+    )

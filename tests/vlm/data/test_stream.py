@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support import drawn_samples, write_dataset
+from vlm.data.captions import CaptionConfig, choose_caption
+from vlm.data.manifest import Manifest, build_manifest
+from vlm.data.plan import Plan
+from vlm.data.reader import Reader
+from vlm.data.samples import Sample
+from vlm.data.stream import StreamConfig, TrainStream
+from vlm.data.write import write_shards
+from vlm.errors import DataError
+from vlm.preprocess import (
+    ImageConfig,
+    TokenizerConfig,
+    build_tokenizer,
+    decode_image,
+    resize_image,
+)
+
+TOKENIZE = build_tokenizer(TokenizerConfig(context_length=10))
+
+
+def stream(manifest: Manifest, *, rank: int = 0, size: int = 1, **config: object) -> TrainStream:
+    return TrainStream(
+        reader=Reader(manifest),
+        plan=Plan(num_samples=manifest.num_samples, global_batch=12, seed=3),
+        config=StreamConfig.model_validate({"group_field": "concept", **config}),
+        prepare_image=lambda data: resize_image(decode_image(data), ImageConfig(size=16)),
+        tokenize=TOKENIZE,
+        rank=rank,
+        size=size,
+    )
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return write_dataset(tmp_path, 31)
+
+
+def test_batches_do_not_depend_on_threads_prefetch_or_cache(manifest: Manifest) -> None:
+    tags = {"captions": {"text": 0.2, "tags": 0.4, "text_and_tags": 0.4}}
+    one = list(stream(manifest, threads=1, prefetch=1, cache_bytes=0, **tags).batches(0, 8))
+    many = list(stream(manifest, threads=4, prefetch=6, **tags).batches(0, 8))
+    for a, b in zip(one, many, strict=True):
+        assert torch.equal(a.sample_ids, b.sample_ids)
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.token_ids, b.token_ids)
+        assert torch.equal(a.group_ids, b.group_ids)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_together_see_what_one_rank_sees(manifest: Manifest, size: int) -> None:
+    captions = {"captions": {"text": 0.5, "tags": 0.5}}
+    whole = list(stream(manifest, **captions).batches(0, 5))
+    parts = [list(stream(manifest, rank=r, size=size, **captions).batches(0, 5)) for r in range(size)]
+    for step, batch in enumerate(whole):
+        for name in ("images", "token_ids", "sample_ids", "group_ids"):
+            joined = torch.cat([getattr(part[step], name) for part in parts])
+            assert torch.equal(joined, getattr(batch, name))
+
+
+def test_a_stream_started_late_goes_on_where_the_other_was(manifest: Manifest) -> None:
+    whole = list(stream(manifest).batches(0, 9))
+    late = list(stream(manifest).batches(6, 9))
+    assert [b.sample_ids.tolist() for b in late] == [b.sample_ids.tolist() for b in whole[6:]]
+
+
+def test_equal_concepts_share_a_group_and_others_do_not(manifest: Manifest) -> None:
+    reader = Reader(manifest)
+    concept_of = {
+        int(manifest.sample_ids[row]): reader.read(row).metadata["concept"] for row in range(31)
+    }
+    (batch,) = stream(manifest).batches(0, 1)
+    concepts = [concept_of[i] for i in batch.sample_ids.tolist()]
+    expected = [[a == b for a in concepts] for b in concepts]
+    found = batch.group_ids[:, None] == batch.group_ids[None]
+    assert found.tolist() == expected
+    assert sum(map(sum, expected)) > 12
+
+
+def test_without_a_group_field_every_sample_is_alone(manifest: Manifest) -> None:
+    (batch,) = stream(manifest, group_field=None).batches(0, 1)
+    assert torch.equal(batch.group_ids, batch.sample_ids)
+
+
+def test_a_missing_group_field_names_those_there_are(manifest: Manifest) -> None:
+    with pytest.raises(DataError, match="'colour' is not in its .json, which has concept, style"):
+        list(stream(manifest, group_field="colour").batches(0, 1))
+
+
+def test_an_undecodable_image_names_shard_and_key(tmp_path: Path) -> None:
+    bad = Sample(key="bad", image=b"\xff\xd8\xff broken", text="x", metadata={"concept": "x"})
+    write_shards([*drawn_samples(3), bad], tmp_path, prefix="p")
+    with pytest.raises(DataError, match=r"p-000000\.tar: sample 'bad': not a readable image"):
+        list(stream(build_manifest(tmp_path)).batches(0, 1))
+
+
+def test_captions_follow_their_frequencies_and_keep_the_words() -> None:
+    sample = Sample(key="k", image=b"", text="red car", metadata={"tags": ["auto", "fast", "toy"]})
+    config = CaptionConfig(text=0.5, text_and_tags=0.3, tags=0.2, max_tags=2)
+    generator = np.random.default_rng(0)
+    drawn = [choose_caption(sample, config, generator) for _ in range(3000)]
+    plain = sum(c == "red car" for c in drawn) / 3000
+    both = sum(c.startswith("red car, ") for c in drawn) / 3000
+    assert plain == pytest.approx(0.5, abs=0.04)
+    assert both == pytest.approx(0.3, abs=0.04)
+    words = {word for c in drawn for word in c.removeprefix("red car").strip(", ").split(", ")}
+    assert words == {"", "auto", "fast", "toy"}
+    assert max(len(c.split(", ")) for c in drawn if not c.startswith("red car")) == 2
+
+
+def test_a_sample_without_tags_uses_its_text() -> None:
+    sample = Sample(key="k", image=b"", text="red car")
+    config = CaptionConfig(text=0, tags=1)
+    assert choose_caption(sample, config, np.random.default_rng(0)) == "red car"
+
+
+def test_a_caption_policy_without_any_form_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one of text"):
+        CaptionConfig(text=0)

@@ -1,0 +1,100 @@
+"""W ranks on B/W samples each give the loss and gradients of one process on B."""
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+from tests.distributed import run_ranks
+from tests.support import TINY_MODEL
+from vlm.distributed import World, any_rank
+from vlm.losses import LossTerm
+from vlm.models import DualEncoder, DualEncoderConfig
+from vlm.train.objective import global_loss
+
+LOSSES: dict[str, list[dict[str, Any]]] = {
+    "clip": [{"type": "clip"}],
+    "clip_mask": [{"type": "clip", "same_group": "mask", "label_smoothing": 0.1}],
+    "siglip": [{"type": "siglip"}],
+    "gap": [{"type": "alignment"}, {"type": "uniformity"}, {"type": "cross_uniformity"},
+            {"type": "centroid_uniformity"}],
+    "sum": [{"type": "clip"}, {"type": "siglip", "weight": 0.3}, {"type": "alignment", "weight": 2},
+            {"type": "uniformity", "weight": 0.5}],
+}  # fmt: skip
+BATCH = 12
+
+
+def build() -> DualEncoder:
+    torch.manual_seed(5)
+    config = DualEncoderConfig.model_validate({**TINY_MODEL, "init_logit_bias": -2.0})
+    return DualEncoder(config.open_clip_config(image_size=32, context_length=12)).double()
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(6)
+    images = torch.randn(BATCH, 3, 32, 32, generator=generator, dtype=torch.float64)
+    token_ids = torch.randint(1, 1000, (BATCH, 12), generator=generator)
+    groups = torch.tensor([0, 1, 2, 0, 3, 4, 5, 1, 6, 7, 8, 0])
+    return images, token_ids, groups
+
+
+def step(world: World, names: list[str]) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
+    results = {}
+    images, token_ids, groups = inputs()
+    own = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
+    for name in names:
+        model = build()
+        wrapped = DistributedDataParallel(model) if world.size > 1 else model
+        terms = [TypeAdapter(LossTerm).validate_python(tree) for tree in LOSSES[name]]
+        output = wrapped(images[own], token_ids[own])
+        if not any(term.type == "siglip" for term in terms):  # an unused bias has no gradient
+            output = type(output)(
+                image=output.image, text=output.text,
+                logit_scale=output.logit_scale, logit_bias=output.logit_bias * 1.0,
+            )  # fmt: skip
+        loss = global_loss(output, groups[own], terms, progress=0.5, world=world)
+        used = 0.0 * (model.log_logit_scale.sum() + model.logit_bias.sum())
+        (loss.total + used).backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        results[name] = (float(loss.total.detach()), gradients)
+    return results
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_together_equal_one_process(size: int) -> None:
+    names = list(LOSSES)
+    expected = step(World(), names)
+    for found in run_ranks(size, step, names):
+        for name in names:
+            assert found[name][0] == pytest.approx(expected[name][0], rel=1e-6)
+            assert found[name][1].keys() == expected[name][1].keys()
+            for parameter, gradient in expected[name][1].items():
+                # Towers normalise in float32, so agreement is to its precision.
+                scale = float(gradient.abs().max()) + 1e-6
+                assert_close(
+                    found[name][1][parameter] / scale, gradient / scale, rtol=0, atol=2e-5,
+                    msg=lambda text, n=name, p=parameter: f"{n} {p}: {text}",
+                )  # fmt: skip
+
+
+def vote(world: World) -> tuple[bool, bool]:
+    return any_rank(world.rank == 1, world), any_rank(False, world)
+
+
+@pytest.mark.distributed
+def test_a_flag_of_one_rank_reaches_all() -> None:
+    assert run_ranks(2, vote) == [(True, False), (True, False)]
+
+
+def test_statistics_have_gap_and_scale() -> None:
+    images, token_ids, groups = inputs()
+    output = build()(images, token_ids)
+    term = TypeAdapter(LossTerm).validate_python({"type": "clip"})
+    statistics = global_loss(output, groups, [term], progress=0.0, world=World()).statistics
+    gap = (output.image.mean(0) - output.text.mean(0)).norm()
+    assert_close(statistics["modality_gap"], gap.detach())
+    assert float(statistics["logit_scale"]) == pytest.approx(1 / 0.07, rel=1e-5)
