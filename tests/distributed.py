@@ -36,7 +36,7 @@ def run_ranks(size: int, function: RankFunction, *args: Any) -> list[Any]:
 
 def _rank(rank: int, size: int, folder: str, function: RankFunction, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    os.environ["LOCAL_RANK"] = str(rank)  # as torchrun sets it; DeepSpeed asks for it
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     try:
         result = function(World(rank=rank, size=size), *args)

@@ -52,6 +52,7 @@ def connected_world(
     if size == 1 and not always_join:
         yield World(device=device)
         return
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed insists on it
     backend = "nccl" if device.type == "cuda" else "gloo"
     # A world of one needs no rendezvous address.
     store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True) if size == 1 else None  # type: ignore[attr-defined] # exported without a stub

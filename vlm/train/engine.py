@@ -63,6 +63,10 @@ class TorchEngine:
             config.precision == "auto" and computes_bf16(world.device)
         )
         self._dtype = torch.bfloat16 if bf16 else None
+        for module in model.modules():  # convolutions run faster with channels innermost
+            if isinstance(module, nn.Conv2d):
+                weight = module.weight
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         self._wrapped: nn.Module = model
         if world.size > 1:
             self._wrapped = DistributedDataParallel(model)

@@ -73,9 +73,6 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         size=world.size,
     )
     model = build_model(config).to(world.device)
-    for module in model.modules():  # convolutions run faster with channels innermost
-        if isinstance(module, torch.nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     return Parts(
         engine=_build_engine(config, model, world),
         stream=stream,
