@@ -30,11 +30,11 @@ def evaluate(
     from vlm.inference import Encoder, load_bundle  # noqa: PLC0415
     from vlm.train.export import load_run  # noqa: PLC0415
 
-    settings = load_config(EvaluationConfig, config, overrides or [])
     is_bundle = (model / "bundle.json").is_file()
     if not is_bundle and not (model / "config.yaml").is_file():
         message = f"{model}: neither a run (config.yaml) nor a bundle (bundle.json)"
         raise VlmError(message)
+    settings = load_config(EvaluationConfig, config, overrides or [])
     encoder = Encoder(load_bundle(model) if is_bundle else load_run(model))
     console = Console()
     evaluation, datasets = run_tasks(

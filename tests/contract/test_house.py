@@ -1,0 +1,104 @@
+"""The house rules that tools do not check by themselves."""
+
+import re
+import subprocess
+import typing
+from pathlib import Path
+
+import pytest
+
+from vlm.config import load_config
+from vlm.evaluation import EvaluationConfig
+from vlm.losses import LossTerm
+from vlm.train import TrainConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+def sources() -> list[Path]:
+    return sorted([*ROOT.glob("vlm/**/*.py"), *ROOT.glob("serving/**/*.py")])
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/train/*.yaml")), ids=lambda p: p.name)
+def test_every_training_config_is_valid_and_named_after_its_file(path: Path) -> None:
+    assert load_config(TrainConfig, path, []).name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/evaluate/*.yaml")), ids=lambda p: p.name)
+def test_every_evaluation_config_is_valid(path: Path) -> None:
+    assert load_config(EvaluationConfig, path, []).folders()
+
+
+def test_training_reads_nothing_that_is_held_out() -> None:
+    trained = load_config(TrainConfig, ROOT / "configs/train/demo.yaml", []).data.shards
+    held_out = load_config(EvaluationConfig, ROOT / "configs/evaluate/emoji.yaml", []).folders()
+    assert trained.name == "train"
+    assert trained not in held_out
+
+
+def test_every_file_is_short_enough_to_read() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in sources()
+        if (lines := len(path.read_text().splitlines())) > 400
+    }
+    assert not long
+
+
+def test_only_the_distributed_package_makes_process_groups_and_reads_ranks() -> None:
+    pattern = re.compile(r"torch\.distributed|WORLD_SIZE|init_process_group")
+    found = {
+        str(path.relative_to(ROOT))
+        for path in sources()
+        if pattern.search(path.read_text()) and "vlm/distributed/" not in str(path)
+    }
+    assert not found
+
+
+def test_the_environment_is_read_in_two_files_alone() -> None:
+    found = {
+        str(path.relative_to(ROOT)) for path in sources() if "os.environ" in path.read_text()
+    }
+    assert found == {"vlm/distributed/world.py", "serving/settings.py"}
+
+
+def test_nothing_is_unpickled() -> None:
+    pattern = re.compile(r"\bpickle\.load|weights_only=False|allow_pickle=True|\bmarshal\b")
+    assert not [path for path in sources() if pattern.search(path.read_text())]
+
+
+def test_every_suppressed_check_says_why() -> None:
+    bare = []
+    for path in [*sources(), *ROOT.glob("tests/**/*.py")]:
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            match = re.search(r"#\s*(noqa|type: ignore)\S*(\s*\[[\w,-]+\]|:?\s*[A-Z]+\d+)?(.*)", line)
+            if match and '"' not in line.split("#")[-1] and not _is_explained(path, number, match[3]):
+                bare.append(f"{path.relative_to(ROOT)}:{number}")
+    assert not bare
+
+
+def _is_explained(path: Path, number: int, rest: str) -> bool:
+    if re.search(r"[-#]\s*\w+", rest):
+        return True
+    # A run of imports is explained once, on its first line, or by the comment above.
+    before = path.read_text().splitlines()[max(0, number - 8) : number - 1]
+    return any(re.search(r"noqa: \S+ - |^\s*#\s*\w", line) for line in before)
+
+
+def test_every_loss_term_is_in_the_table_of_losses() -> None:
+    union = typing.get_args(typing.get_args(LossTerm)[0])
+    table = (ROOT / "vlm/losses/README.md").read_text()
+    for term in union:
+        name = term.model_fields["type"].default
+        assert f"`{name}`" in table
+
+
+def test_nothing_committed_names_a_machine() -> None:
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    pattern = re.compile(r"(^|[^a-z\w])/(wor" + r"k|roo" + r"t|hom" + r"e)/\w")
+    for name in files:
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".yaml", ".toml", ".txt", ".html", ".js", ".css"):
+            assert not pattern.search(path.read_text(encoding="utf-8")), name
