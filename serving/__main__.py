@@ -1,5 +1,6 @@
-"""`python -m serving [key=value …]`: run the server with settings from file and overrides."""
+"""`python -m serving --bundle B --index I [key=value …]`: settings from file, flags, overrides."""
 
+import argparse
 import logging
 import sys
 
@@ -10,6 +11,8 @@ from serving.settings import ServingSettings, load_settings
 from vlm.errors import VlmError
 
 __all__ = ["main", "run"]
+
+_FLAGS = ("bundle", "index", "host", "port")
 
 
 def run(settings: ServingSettings) -> None:
@@ -28,11 +31,22 @@ def run(settings: ServingSettings) -> None:
 def main() -> None:
     """Settings errors are told without a traceback."""
     try:
-        settings = load_settings(sys.argv[1:])
+        settings = load_settings(_overrides(sys.argv[1:]))
     except VlmError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     run(settings)
+
+
+def _overrides(arguments: list[str]) -> list[str]:
+    """The few settings that everybody gives have flags; flags and overrides say the same."""
+    parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
+    for name in _FLAGS:
+        parser.add_argument(f"--{name}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parsed = parser.parse_args(arguments)
+    flags = {name: getattr(parsed, name) for name in _FLAGS}
+    return [f"{k}={v}" for k, v in flags.items() if v is not None] + parsed.overrides
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import vlm
-from serving.errors import BadInputError, NotFoundError, OverloadedError, ServingError
+from serving.errors import BadInputError, NotFoundError, OverloadedError
 from serving.routes import routers
 from serving.routes.pages import static_mounts
 from serving.routes.state import Services
 from serving.schemas import ItemsRequest, Problem
-from serving.security import GuardMiddleware, problem_body
+from serving.security import GuardMiddleware, problem_response
 from serving.services.embedding import Embedder
 from serving.services.retrieval import Retriever
 from serving.settings import ServingSettings
@@ -47,7 +47,7 @@ def create_app(settings: ServingSettings) -> FastAPI:
         redoc_url=None,
         responses={
             code: {"model": Problem, "description": http.HTTPStatus(code).phrase}
-            for code in (400, 401, 403, 404, 413, 415, 422, 503)
+            for code in (400, 401, 403, 404, 413, 415, 421, 422, 503)
         },
     )
     for router in routers:
@@ -55,10 +55,10 @@ def create_app(settings: ServingSettings) -> FastAPI:
     for path, files in static_mounts().items():
         app.mount(path, files)
     app.add_middleware(GuardMiddleware, settings=settings)
-    app.add_exception_handler(ServingError, _serving_error)
+    for error_class in _STATUS:
+        app.add_exception_handler(error_class, _serving_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _defect)
     _describe_hidden_schemas(app)
     return app
 
@@ -71,7 +71,7 @@ def _lifespan(
         encoder = Encoder.load(settings.bundle, device=settings.device)
         store = EmbeddedStore(settings.index, fingerprint=encoder.fingerprint, dim=encoder.dim)
         embedder = Embedder(encoder, settings)
-        await embedder.check()  # warm up, and fail before anybody is sent here
+        await embedder.check(seconds=None)  # warm up, and fail before anybody is sent here
         retriever = Retriever(embedder, store)
         app.state.services = Services(settings=settings, embedder=embedder, retriever=retriever)
         _log.info("ready", extra={"fingerprint": encoder.fingerprint[:12], "items": store.count()})
@@ -81,14 +81,8 @@ def _lifespan(
     return lifespan
 
 
-def _problem(request: Request, status: int, detail: str) -> JSONResponse:
-    body = problem_body(status, http.HTTPStatus(status).phrase, detail, request.state.request_id)
-    headers = {"retry-after": "1"} if status == 503 else None
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
-
-
 async def _serving_error(request: Request, error: Exception) -> JSONResponse:
-    return _problem(request, _STATUS.get(type(error), 500), str(error))
+    return problem_response(_STATUS[type(error)], str(error), request.state.request_id)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -97,18 +91,13 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
         f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}"
         for detail in error.errors()
     ]
-    return _problem(request, 422, "; ".join(lines))
+    return problem_response(422, "; ".join(lines), request.state.request_id)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return _problem(request, error.status_code, str(error.detail))
-
-
-async def _defect(request: Request, error: Exception) -> JSONResponse:
-    """A defect of ours: the log has it, the client gets an id to ask about."""
-    _log.error("defect", exc_info=error, extra={"request_id": request.state.request_id})
-    return _problem(request, 500, "the server failed; tell its operator the request id")
+    headers = dict(error.headers or {})
+    return problem_response(error.status_code, str(error.detail), request.state.request_id, headers)
 
 
 def _describe_hidden_schemas(app: FastAPI) -> None:

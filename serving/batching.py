@@ -47,13 +47,13 @@ class MicroBatcher(Generic[ItemT]):
     async def rows(self, items: Sequence[ItemT]) -> np.ndarray:
         """One row an item, in order.
 
-        A caller that is cancelled takes its items out of the queue.
+        A caller that is cancelled takes its items out of the queue; what the model raises reaches
+        those of its batch and nobody else.
 
         Raises:
             OverloadedError: If the queue has no room for all of them.
         """
-        # One request may exceed the queue when nothing else waits, or it could never be served.
-        if self._waiting and len(self._waiting) + len(items) > self._max_waiting:
+        if not self._has_room(len(items)):
             message = "too many requests are waiting for the model; try again in a second"
             raise OverloadedError(message)
         loop = asyncio.get_running_loop()
@@ -68,7 +68,7 @@ class MicroBatcher(Generic[ItemT]):
         while batch := self._next_batch():
             items = [item for item, _ in batch]
             try:
-                rows = await loop.run_in_executor(self._executor, self._encode, items)
+                rows = await loop.run_in_executor(self._executor, self._encoded, items)
             except Exception as error:  # noqa: BLE001 - handed to everyone who waits for this batch
                 for _, future in batch:
                     if not future.done():
@@ -77,6 +77,19 @@ class MicroBatcher(Generic[ItemT]):
             for (_, future), row in zip(batch, rows, strict=True):
                 if not future.done():
                     future.set_result(row)
+
+    def _encoded(self, items: Sequence[ItemT]) -> np.ndarray:
+        rows = self._encode(items)
+        if len(rows) != len(items):
+            message = f"the model returned {len(rows)} rows for {len(items)} items"
+            raise RuntimeError(message)
+        return rows
+
+    def _has_room(self, count: int) -> bool:
+        if len(self._waiting) + count > self._max_waiting:
+            self._waiting = deque(pair for pair in self._waiting if not pair[1].cancelled())
+        # One request may exceed the queue when nothing else waits, or it could never be served.
+        return not self._waiting or len(self._waiting) + count <= self._max_waiting
 
     def _next_batch(self) -> list[tuple[ItemT, asyncio.Future[np.ndarray]]]:
         """Up to `max_batch` items whose callers still wait."""

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ __all__ = [
     "SearchResponse",
 ]
 
+_MAX_METADATA_BYTES = 16_384
 _DATA_URL = re.compile(r"^data:image/[\w.+-]+;base64,", re.IGNORECASE)
 
 
@@ -100,6 +102,8 @@ class EmbeddingsRequest(BaseModel):
     input: Text | Annotated[list[Text], Field(min_length=1)]
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    """The model's own number, or nothing."""
 
 
 class EmbeddingOut(_Schema):
@@ -157,9 +161,11 @@ class ItemIn(_Schema):
 
     @field_validator("metadata")
     @classmethod
-    def _is_small(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if len(value) > 100:
-            message = f"at most 100 keys, found {len(value)}"
+    def _is_small_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        # Lone surrogates and infinite numbers cannot be stored: both raise a ValueError here.
+        size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+        if size > _MAX_METADATA_BYTES:
+            message = f"at most {_MAX_METADATA_BYTES} bytes of JSON, found {size}"
             raise ValueError(message)
         return value
 

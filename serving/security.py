@@ -1,52 +1,61 @@
 """What stands between the network and the routes: limits, keys, origins, headers, request ids."""
 
+import base64
+import binascii
 import hashlib
 import hmac
-import json
+import http
+import logging
 import secrets
+import sys
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.errors import ServingError
 from serving.settings import ServingSettings
+from vlm.errors import VlmError
 
-__all__ = ["GuardMiddleware", "problem_body"]
+__all__ = ["GuardMiddleware", "problem_response"]
 
 _OPEN_PATHS = ("/healthz", "/readyz")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _HEADERS = {
     "content-security-policy": (
-        "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
-        "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
+        "form-action 'self'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "x-frame-options": "DENY",
     "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",
 }
+# Basic makes a browser ask for the key and send it with pictures too; the user name is ignored.
+_HEADERS_OF_STATUS = {
+    401: {"www-authenticate": 'Bearer, Basic realm="API key as the password"'},
+    413: {"connection": "close"},
+    503: {"retry-after": "1"},
+}
+_log = logging.getLogger("serving")
 
 
-class _TooLargeError(Exception):
-    pass
-
-
-class _GuardedSend:
-    """Adds the safe headers and the request id to a response."""
-
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send = send
-        self._request_id = request_id
-        self.started = False
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.started = True
-            outgoing = MutableHeaders(scope=message)
-            outgoing["x-request-id"] = self._request_id
-            for name, value in _HEADERS.items():
-                outgoing.setdefault(name, value)
-        await self._send(message)
+def problem_response(
+    status: int, detail: str, request_id: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """RFC 9457 problem details."""
+    body = {
+        "type": "about:blank",
+        "title": http.HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "request_id": request_id,
+    }
+    merged = {**_HEADERS_OF_STATUS.get(status, {}), **(headers or {})}
+    return JSONResponse(body, status, merged, media_type="application/problem+json")
 
 
 class GuardMiddleware:
@@ -54,92 +63,146 @@ class GuardMiddleware:
 
     Args:
         app: The application inside.
-        settings: Body limit and hashed keys.
+        settings: Body limits, hashed keys, names of this host.
     """
 
     def __init__(self, app: ASGIApp, settings: ServingSettings) -> None:
         self._app = app
-        self._max_body_bytes = settings.max_body_bytes
         self._digests = settings.api_key_sha256
+        self._host_names = settings.host_names
+        self.max_body_bytes = settings.max_body_bytes
+        self.max_total_body_bytes = settings.max_total_body_bytes
+        self.held_bytes = 0
+        """Bodies received by requests that are still in flight."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _with_plain_failures(send))
             return
         request_id = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        guarded = _GuardedSend(send, request_id)
-        refusal = self._refusal(scope, Headers(scope=scope))
-        if refusal is not None:
-            await _respond(guarded, *refusal, request_id)
-            return
+        exchange = _Exchange(self, receive, send, request_id)
+        exchange.refusal = self._refusal(scope, Headers(scope=scope))
+        if exchange.refusal is None:
+            await self._run(scope, exchange)
+        if exchange.refusal is not None and not exchange.started:
+            status, detail = exchange.refusal
+            exchange.refusal = None
+            await problem_response(status, detail, request_id)(scope, receive, exchange.send)
+
+    async def _run(self, scope: Scope, exchange: "_Exchange") -> None:
         try:
-            await self._app(scope, self._limited(receive), guarded)
-        except _TooLargeError:
-            if guarded.started:
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception as error:
+            if exchange.started:
                 raise
-            await _respond(guarded, 413, self._too_large(), request_id)
-
-    def _limited(self, receive: Receive) -> Receive:
-        received = 0
-
-        async def receive_limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_body_bytes:
-                raise _TooLargeError
-            return message
-
-        return receive_limited
+            if exchange.refusal is None:
+                _log.error("defect", exc_info=error, extra={"request_id": exchange.request_id})
+                exchange.refusal = 500, "the server failed; tell its operator the request id"
+        finally:
+            self.held_bytes -= exchange.received_bytes
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._max_body_bytes:
-            return 413, self._too_large()
+        if length.isdecimal() and int(length) > self.max_body_bytes:
+            return 413, f"the body is over the limit of {self.max_body_bytes} bytes"
+        if scope["path"] in _OPEN_PATHS:
+            return None
+        if not self._is_addressed(headers):
+            return 421, "this server does not answer to that host name"
         if scope["method"] not in _SAFE_METHODS and not _same_origin(headers):
             return 403, "a page of another site may not change or query anything here"
-        if scope["path"] not in _OPEN_PATHS and not self._may_enter(headers):
+        if not self._may_enter(headers):
             return 401, "this server asks for a key: Authorization: Bearer KEY"
         return None
+
+    def _is_addressed(self, headers: Headers) -> bool:
+        if not self._host_names:
+            return True
+        try:
+            return urlsplit(f"//{headers.get('host', '')}").hostname in self._host_names
+        except ValueError:  # unbalanced brackets
+            return False
 
     def _may_enter(self, headers: Headers) -> bool:
         if not self._digests:
             return True
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        digest = hashlib.sha256(key.encode()).hexdigest()
+        digest = hashlib.sha256(_key(headers)).hexdigest()
         # All are compared, each in constant time: timing tells neither which nor how close.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
-
-    def _too_large(self) -> str:
-        return f"the body is over the limit of {self._max_body_bytes} bytes"
+        return any(matches)
 
 
-def problem_body(status: int, title: str, detail: str, request_id: str) -> dict[str, str | int]:
-    """RFC 9457 problem details."""
-    return {
-        "type": "about:blank",
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "request_id": request_id,
-    }
+class _RefusedBodyError(Exception):
+    pass
+
+
+class _Exchange:
+    """One request: counts the body that comes in, adds headers to the answer that goes out."""
+
+    def __init__(
+        self, guard: GuardMiddleware, receive: Receive, send: Send, request_id: str
+    ) -> None:
+        self._guard = guard
+        self._receive = receive
+        self._send = send
+        self.request_id = request_id
+        self.received_bytes = 0
+        self.started = False
+        self.refusal: tuple[int, str] | None = None
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        size = len(message.get("body", b""))
+        self.received_bytes += size
+        self._guard.held_bytes += size
+        if self.received_bytes > self._guard.max_body_bytes:
+            self.refusal = 413, f"the body is over the limit of {self._guard.max_body_bytes} bytes"
+        elif size and self._guard.held_bytes > self._guard.max_total_body_bytes:
+            self.refusal = 503, "too many large requests at once; try again in a second"
+        if self.refusal is not None:
+            raise _RefusedBodyError
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self.refusal is not None and not self.started:
+            return  # what a route makes of the broken body; the refusal is sent in its place
+        if message["type"] == "http.response.start":
+            self.started = True
+            outgoing = MutableHeaders(scope=message)
+            outgoing["x-request-id"] = self.request_id
+            for name, value in _HEADERS.items():
+                outgoing.setdefault(name, value)
+        await self._send(message)
+
+
+def _key(headers: Headers) -> bytes:
+    """The key of a request: a bearer token, or the password of basic authentication."""
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.encode()
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
+        return b""
 
 
 def _same_origin(headers: Headers) -> bool:
     """Browsers send Origin with every cross-site write; other clients send none."""
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    try:
+        return origin is None or urlsplit(origin).netloc == headers.get("host")
+    except ValueError:
+        return False
 
 
-async def _respond(send: Send, status: int, detail: str, request_id: str) -> None:
-    titles = {401: "Unauthorized", 403: "Forbidden", 413: "Content Too Large"}
-    body = json.dumps(problem_body(status, titles[status], detail, request_id)).encode()
-    headers = [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _with_plain_failures(send: Send) -> Send:
+    """Tell why the start failed without a traceback, where a person can do something about it."""
+
+    async def send_plain(message: Message) -> None:
+        error = sys.exception()
+        if message["type"].endswith(".failed") and isinstance(error, VlmError | ServingError):
+            message = {**message, "message": f"cannot start: {error}"}
+        await send(message)
+
+    return send_plain

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Final
 
 from pydantic import Field, field_validator
 
@@ -9,7 +10,8 @@ from vlm.config import Config, load_config
 
 __all__ = ["ServingSettings", "load_settings"]
 
-CONFIG_VARIABLE = "VLM_SERVING_CONFIG"
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+CONFIG_VARIABLE: Final = "VLM_SERVING_CONFIG"
 
 
 class ServingSettings(Config):
@@ -23,7 +25,12 @@ class ServingSettings(Config):
     device: str = "cpu"
     api_key_sha256: list[str] = []
     """SHA-256, in hex, of each key that may be used; with none, no key is asked for."""
+    allowed_hosts: list[str] = []
+    """Names under which requests may come (without port); with none, any name, but on a loopback
+    address only loopback names, so that no web page can reach it through a name of its own."""
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
+    max_total_body_bytes: int = Field(256 * 2**20, ge=1024)
+    """Bodies of all requests in flight together; more are refused with 503."""
     max_image_pixels: int = Field(50_000_000, ge=1)
     max_images: int = Field(64, ge=1)
     """Images or texts in one request."""
@@ -34,8 +41,17 @@ class ServingSettings(Config):
     max_waiting: int = Field(512, ge=1)
     """Images or texts that may wait for the model; more are refused with 503."""
     decode_threads: int = Field(2, ge=1)
+    ready_seconds: float = Field(10, gt=0)
+    """How long the model may take to answer `/readyz`."""
     drain_seconds: int = Field(20, ge=0)
     """How long requests in flight may take after SIGTERM."""
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """The names that a request may be addressed to; empty if any."""
+        if self.allowed_hosts or self.host not in _LOOPBACK:
+            return frozenset(self.allowed_hosts)
+        return _LOOPBACK
 
     @field_validator("api_key_sha256")
     @classmethod

@@ -1,7 +1,8 @@
 """Request bodies that may be JSON or an upload, checked by one schema either way."""
 
+import asyncio
 import json
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -17,12 +18,21 @@ _MAX_FIELDS = 4096
 
 
 async def parse_body(
-    request: Request, schema: type[SchemaT], *, lists: tuple[str, ...] = ()
+    request: Request,
+    schema: type[SchemaT],
+    *,
+    lists: tuple[str, ...] = (),
+    objects: tuple[str, ...] = (),
 ) -> SchemaT:
     """The body as `schema`, from `application/json` or `multipart/form-data`.
 
-    In an upload each field is a string or a file; the fields in `lists` may be repeated, and
-    objects (`filter`, `metadata`) are given as JSON text.
+    Parsing megabytes of base64 takes a while, so it is done off the event loop.
+
+    Args:
+        request: Whose body is read.
+        schema: What it must be.
+        lists: Fields that an upload may repeat.
+        objects: Fields that an upload gives as JSON text.
 
     Raises:
         RequestValidationError: If it does not fit; the answer is a 422 that names the field.
@@ -30,15 +40,48 @@ async def parse_body(
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
-        tree = await _json(request)
-    elif content_type == "multipart/form-data":
-        tree = await _form(request, lists)
-    else:
-        detail = (
-            f"content type {content_type!r} is not understood; send application/json or "
-            f"multipart/form-data"
-        )
-        raise HTTPException(415, detail)
+        return await asyncio.to_thread(_from_json, schema, await request.body())
+    if content_type == "multipart/form-data":
+        return await asyncio.to_thread(_validated, schema, await _form(request, lists, objects))
+    detail = (
+        f"content type {content_type!r} is not understood; send application/json or "
+        f"multipart/form-data"
+    )
+    raise HTTPException(415, detail)
+
+
+def body_schema(schema: type[BaseModel], files: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The OpenAPI `requestBody` of a route that uses `parse_body`.
+
+    Args:
+        schema: Of the JSON body.
+        files: Fields that are files in an upload; with none, uploads are not mentioned.
+    """
+    reference = schema.model_json_schema(ref_template="#/components/schemas/{model}")
+    reference.pop("$defs", None)
+    content = {"application/json": {"schema": reference}}
+    if files:
+        properties = {
+            name: {"type": "array", "items": {"type": "string", "format": "binary"}}
+            if reference["properties"][name].get("type") == "array"
+            else {"type": "string", "format": "binary"}
+            for name in files
+        }
+        upload = {"type": "object", "properties": {**reference["properties"], **properties}}
+        content["multipart/form-data"] = {"schema": upload}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _from_json(schema: type[SchemaT], body: bytes) -> SchemaT:
+    try:
+        tree = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        detail = {"type": "json_invalid", "loc": ("body",), "msg": "not valid JSON"}
+        raise RequestValidationError([detail]) from error
+    return _validated(schema, tree)
+
+
+def _validated(schema: type[SchemaT], tree: Any) -> SchemaT:
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
@@ -49,55 +92,30 @@ async def parse_body(
         raise RequestValidationError(details) from error
 
 
-def body_schema(schema: type[BaseModel], files: tuple[str, ...]) -> dict[str, Any]:
-    """The OpenAPI `requestBody` of a route that uses `parse_body`."""
-    reference = schema.model_json_schema(ref_template="#/components/schemas/{model}")
-    reference.pop("$defs", None)
-    properties = {
-        name: {"type": "array", "items": {"type": "string", "format": "binary"}}
-        if reference["properties"][name].get("type") == "array"
-        else {"type": "string", "format": "binary"}
-        for name in files
-    }
-    upload = {"type": "object", "properties": {**reference["properties"], **properties}}
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": reference},
-                "multipart/form-data": {"schema": upload},
-            },
-        }
-    }
-
-
-async def _json(request: Request) -> Any:
-    try:
-        return json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        detail = {"type": "json_invalid", "loc": ("body",), "msg": "not valid JSON"}
-        raise RequestValidationError([detail]) from error
-
-
-async def _form(request: Request, lists: tuple[str, ...]) -> dict[str, Any]:
+async def _form(
+    request: Request, lists: tuple[str, ...], objects: tuple[str, ...]
+) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     async with request.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS) as form:
         for name, value in form.multi_items():
-            plain = await value.read() if isinstance(value, UploadFile) else _object(value)
+            plain = await value.read() if isinstance(value, UploadFile) else value
             if name in lists:
                 tree.setdefault(name, []).append(plain)
+            elif name in objects:
+                tree[name] = _object(plain)
             else:
                 tree[name] = plain
     return tree
 
 
-def _object(value: str) -> Any:
-    """A form field that holds a JSON object, or else the text itself."""
-    if value.lstrip().startswith("{"):
-        try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-        if isinstance(parsed, dict):
-            return parsed
-    return value
+def _object(value: str | bytes) -> Any:
+    """The JSON of a form field; what is not JSON is left for the schema to refuse."""
+    try:
+        return json.loads(value, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """NaN and Infinity are Python's, not JSON's; no answer could carry them back."""
+    raise ValueError(name)

@@ -19,7 +19,8 @@ async def classify_images(request: Request, services: ServicesDep) -> ClassifyRe
     settings = services.settings
     refuse_more_than(settings.max_images, len(body.images), "images")
     refuse_more_than(settings.max_labels, len(body.labels) * len(body.templates), "prompts")
-    refuse_more_than(settings.max_text_characters, max(map(len, body.labels)), "label characters")
+    longest = max(map(len, [*body.labels, *body.templates]))
+    refuse_more_than(settings.max_text_characters, longest, "characters of a label or template")
     results = await classify(
         services.embedder,
         body.images,

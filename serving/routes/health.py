@@ -5,7 +5,6 @@ import logging
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from serving.errors import OverloadedError
 from serving.routes.state import ServicesDep
 from serving.schemas import Health, ModelOut
 
@@ -25,13 +24,11 @@ async def alive() -> Health:
 async def ready(services: ServicesDep) -> JSONResponse:
     """The model computes and the collection answers: a worker with a broken model is not ready."""
     try:
-        await services.embedder.check()
+        await services.embedder.check(seconds=services.settings.ready_seconds)
         await services.retriever.count()
-    except OverloadedError:
-        return JSONResponse({"status": "busy"}, 503)
     except Exception:  # noqa: BLE001 - whatever is broken, the answer is the same; the log has it
         _log.exception("not ready")
-        return JSONResponse({"status": "the model does not answer"}, 503)
+        return JSONResponse({"status": "the model or the collection does not answer"}, 503)
     return JSONResponse({"status": "ready"})
 
 

@@ -26,7 +26,7 @@ async def add_items(request: Request, services: ServicesDep) -> AddedItems:
     They are on disk and found by every search that starts after the answer.
     """
     if request.headers.get("content-type", "").startswith("multipart/"):
-        items = [await parse_body(request, ItemIn)]
+        items = [await parse_body(request, ItemIn, objects=("metadata",))]
     else:
         items = (await parse_body(request, ItemsRequest)).items
     refuse_more_than(services.settings.max_images, len(items), "items")

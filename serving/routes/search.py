@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1", tags=["search"])
 async def search(request: Request, services: ServicesDep) -> SearchResponse:
     """Find stored items by a text, by an image, or by another item; best first."""
     start = time.perf_counter()
-    body = await parse_body(request, SearchRequest)
+    body = await parse_body(request, SearchRequest, objects=("filter",))
     settings = services.settings
     refuse_more_than(settings.max_text_characters, len(body.text or ""), "characters")
     hits = await services.retriever.search(

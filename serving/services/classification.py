@@ -65,8 +65,8 @@ async def classify(
         prompts = [prompt for label in labels for prompt in fill_templates(label, templates)]
     except ValueError as error:
         raise BadInputError(str(error)) from error
-    decoded = await embedder.decode(images)
-    image_rows = await embedder.image_rows(decoded)
+    files = {f"images.{number}": image for number, image in enumerate(images)}
+    image_rows = await embedder.image_rows(await embedder.prepare(files))
     prompt_rows = await embedder.text_rows(prompts)
     class_rows = normalised(prompt_rows.reshape(len(labels), len(templates), -1).mean(axis=1))
     cosines = image_rows @ class_rows.T

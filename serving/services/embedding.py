@@ -3,8 +3,9 @@
 import asyncio
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -14,11 +15,21 @@ from serving.errors import BadInputError
 from serving.settings import ServingSettings
 from vlm.errors import DataError
 from vlm.inference import BundleInfo, Encoder
-from vlm.preprocess import decode_image
+from vlm.preprocess import build_tokenizer, decode_image
 
-__all__ = ["Embedder", "embed_mixed", "make_thumbnail"]
+__all__ = ["Embedder", "Picture", "is_image_url", "make_thumbnail"]
 
 _THUMBNAIL_SIDE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """What is kept of an image file: the model's small input, never the full decoded image."""
+
+    pixels: np.ndarray
+    """uint8 [channel height width]."""
+    thumbnail: bytes | None
+    """A small WebP, where one was asked for."""
 
 
 class Embedder:
@@ -31,9 +42,11 @@ class Embedder:
 
     def __init__(self, encoder: Encoder, settings: ServingSettings) -> None:
         self._encoder = encoder
+        self._tokenize = build_tokenizer(encoder.info.tokenizer)
         self._max_pixels = settings.max_image_pixels
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._device = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._check: asyncio.Future[None] | None = None
         self._images: MicroBatcher[np.ndarray] = MicroBatcher(
             lambda pixels: encoder.encode_pixels(np.stack(pixels)),
             executor=self._device,
@@ -51,82 +64,116 @@ class Embedder:
     def info(self) -> BundleInfo:
         return self._encoder.info
 
-    async def decode(self, images: Sequence[bytes]) -> list[Image.Image]:
-        """Decode image files to RGB.
+    async def prepare(
+        self, files: Mapping[str, bytes | str], *, thumbnails: bool = False
+    ) -> list[Picture]:
+        """Decode and resize image files in the pool.
+
+        Args:
+            files: The bytes of a file, or its data URL, by the name of the field it came in.
+            thumbnails: Whether to make those as well.
 
         Raises:
-            BadInputError: If one is no image or too large; the message tells which.
+            BadInputError: If one is no image or too large; the message names the field.
         """
         loop = asyncio.get_running_loop()
         tasks = [
-            loop.run_in_executor(self._decoders, self._decode_one, number, data)
-            for number, data in enumerate(images)
+            loop.run_in_executor(self._decoders, self._prepare_one, field, data, thumbnails)
+            for field, data in files.items()
         ]
         return list(await asyncio.gather(*tasks))
 
-    async def image_rows(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Unit float32 rows of RGB images."""
-        loop = asyncio.get_running_loop()
-        prepare = self._encoder.prepare_image
-        pixels = await asyncio.gather(
-            *(loop.run_in_executor(self._decoders, prepare, image) for image in images)
-        )
-        return await self._images.rows(pixels)
+    async def image_rows(self, pictures: Sequence[Picture]) -> np.ndarray:
+        """Unit float32 rows of prepared images."""
+        if not pictures:
+            return np.empty((0, self.info.dim), np.float32)
+        return await self._images.rows([picture.pixels for picture in pictures])
 
     async def text_rows(self, texts: Sequence[str]) -> np.ndarray:
         """Unit float32 rows of texts; equal texts are embedded once."""
+        if not texts:
+            return np.empty((0, self.info.dim), np.float32)
         distinct = list(dict.fromkeys(texts))
         rows = dict(zip(distinct, await self._texts.rows(distinct), strict=True))
         return np.stack([rows[text] for text in texts])
 
-    async def check(self) -> None:
-        """Run both towers on something small; raises whatever they raise."""
-        rows = await self.image_rows([Image.new("RGB", (8, 8), "white")])
-        texts = await self.text_rows(["ready"])
-        if not (np.isfinite(rows).all() and np.isfinite(texts).all()):
-            message = "the model returns numbers that are not finite"
-            raise RuntimeError(message)
+    async def mixed_rows(self, inputs: Sequence[str]) -> np.ndarray:
+        """Unit rows of texts and of images given as `data:image/…;base64,` URLs, in order.
+
+        Raises:
+            BadInputError: If a data URL is not base64 or not an image.
+        """
+        is_image = np.array([is_image_url(text) for text in inputs])
+        files = {f"input.{n}": t for n, t in enumerate(inputs) if is_image[n]}
+        texts = [text for text, image in zip(inputs, is_image, strict=True) if not image]
+        pictures = await self.prepare(files)
+        rows = np.empty((len(inputs), self.info.dim), np.float32)
+        rows[is_image], rows[~is_image] = await asyncio.gather(
+            self.image_rows(pictures), self.text_rows(texts)
+        )
+        return rows
+
+    async def count_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that the model reads of these texts, start and end marks included."""
+        if not texts:
+            return 0
+        loop = asyncio.get_running_loop()
+        token_ids = await loop.run_in_executor(self._decoders, self._tokenize, list(texts))
+        return int((token_ids != 0).sum())
+
+    async def check(self, *, seconds: float | None) -> None:
+        """Run both towers on something small, ahead of the queues: a busy model is a sound one.
+
+        Raises:
+            TimeoutError: If the model does not answer within `seconds`; None waits.
+            Exception: Whatever the model raises.
+        """
+        if self._check is None or self._check.done():  # a stuck model must not gather checks
+            loop = asyncio.get_running_loop()
+            self._check = loop.run_in_executor(self._device, self._run_both_towers)
+        async with asyncio.timeout(seconds):
+            await asyncio.shield(self._check)
 
     def close(self) -> None:
         """Finish what is running and end the threads."""
         self._decoders.shutdown()
         self._device.shutdown()
 
-    def _decode_one(self, number: int, data: bytes) -> Image.Image:
+    def _prepare_one(self, field: str, data: bytes | str, with_thumbnail: bool) -> Picture:
         try:
-            return decode_image(data, max_pixels=self._max_pixels)
-        except DataError as error:
-            message = f"image {number}: {error}"
+            file = _data_url_bytes(data) if isinstance(data, str) else data
+            image = decode_image(file, max_pixels=self._max_pixels)
+        except (DataError, ValueError) as error:
+            message = f"{field}: {error}"
             raise BadInputError(message) from error
+        return Picture(
+            pixels=self._encoder.prepare_image(image),
+            thumbnail=make_thumbnail(image) if with_thumbnail else None,
+        )
+
+    def _run_both_towers(self) -> None:
+        rows = self._encoder.encode_images([Image.new("RGB", (8, 8), "white")])
+        texts = self._encoder.encode_texts(["ready"])
+        if not (np.isfinite(rows).all() and np.isfinite(texts).all()):
+            message = "the model returns numbers that are not finite"
+            raise RuntimeError(message)
 
 
-async def embed_mixed(embedder: Embedder, inputs: Sequence[str]) -> np.ndarray:
-    """Unit rows of texts and of images given as `data:image/…;base64,` URLs, in order.
-
-    Raises:
-        BadInputError: If a data URL is not base64 or not an image.
-    """
-    is_image = [text.startswith("data:image/") for text in inputs]
-    files = [_data_url(text) for text, image in zip(inputs, is_image, strict=True) if image]
-    texts = [text for text, image in zip(inputs, is_image, strict=True) if not image]
-    rows = np.empty((len(inputs), embedder.info.dim), np.float32)
-    if files:
-        rows[is_image] = await embedder.image_rows(await embedder.decode(files))
-    if texts:
-        rows[np.logical_not(is_image)] = await embedder.text_rows(texts)
-    return rows
+def is_image_url(text: str) -> bool:
+    """Whether an input is to be read as an image; anything else is a text."""
+    return text.startswith("data:image/")
 
 
-def _data_url(text: str) -> bytes:
+def _data_url_bytes(text: str) -> bytes:
     head, _, payload = text.partition(",")
+    if not head.endswith(";base64"):
+        message = "of the data URLs only base64 ones are understood (data:image/png;base64,...)"
+        raise ValueError(message)
     try:
-        if not head.endswith(";base64"):
-            message = "only base64 data URLs are understood"
-            raise ValueError(message)
         return base64.b64decode(payload, validate=True)
     except ValueError as error:
-        message = f"a data URL of an image cannot be decoded: {error}"
-        raise BadInputError(message) from error
+        message = "the data URL is not valid base64"
+        raise ValueError(message) from error
 
 
 def make_thumbnail(image: Image.Image) -> bytes:

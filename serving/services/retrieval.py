@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import BadInputError, NotFoundError
-from serving.services.embedding import Embedder, make_thumbnail
+from serving.services.embedding import Embedder
 from serving.stores import Hit, Item, Store
 
 __all__ = ["NewItem", "Retriever"]
@@ -71,24 +71,29 @@ class Retriever:
         """
         for number, item in enumerate(items):
             if item.image is None and not (item.text or "").strip():
-                message = f"item {number}: needs an image or a text"
+                message = f"items.{number}: needs an image or a text"
                 raise BadInputError(message)
-        with_image = [item for item in items if item.image is not None]
-        without = [item for item in items if item.image is None]
-        decoded = await self._embedder.decode([i.image for i in with_image if i.image is not None])
+        files = {f"items.{n}.image": i.image for n, i in enumerate(items) if i.image is not None}
+        pictures = await self._embedder.prepare(files, thumbnails=True)
+        image_rows, text_rows = await asyncio.gather(
+            self._embedder.image_rows(pictures),
+            self._embedder.text_rows([i.text or "" for i in items if i.image is None]),
+        )
+        with_image, with_text = iter(zip(image_rows, pictures, strict=True)), iter(text_rows)
         stored = []
-        if with_image:
-            rows = await self._embedder.image_rows(decoded)
-            thumbnails = await asyncio.to_thread(lambda: [make_thumbnail(d) for d in decoded])
-            stored += [
-                _stored(item, row, thumbnail)
-                for item, row, thumbnail in zip(with_image, rows, thumbnails, strict=True)
-            ]
-        if without:
-            rows = await self._embedder.text_rows([item.text or "" for item in without])
-            stored += [_stored(item, row, None) for item, row in zip(without, rows, strict=True)]
+        for item_id, item in zip(await asyncio.to_thread(_item_ids, items), items, strict=True):
+            row, picture = (next(with_text), None) if item.image is None else next(with_image)
+            stored.append(
+                Item(
+                    id=item_id,
+                    vector=row,
+                    text=item.text,
+                    metadata=item.metadata,
+                    thumbnail=None if picture is None else picture.thumbnail,
+                )
+            )
         await asyncio.to_thread(self._store.upsert, stored)
-        return [_item_id(item) for item in items]
+        return [item.id for item in stored]
 
     async def get(self, item_id: str) -> Item:
         """Raises NotFoundError if there is none."""
@@ -113,19 +118,14 @@ class Retriever:
         if text is not None:
             return (await self._embedder.text_rows([text]))[0]
         if image is not None:
-            return (await self._embedder.image_rows(await self._embedder.decode([image])))[0]
+            pictures = await self._embedder.prepare({"image": image})
+            return (await self._embedder.image_rows(pictures))[0]
         assert item_id is not None
         return (await self.get(item_id)).vector
 
 
-def _stored(item: NewItem, row: np.ndarray, thumbnail: bytes | None) -> Item:
-    return Item(
-        id=_item_id(item),
-        vector=row,
-        text=item.text,
-        metadata=item.metadata,
-        thumbnail=thumbnail,
-    )
+def _item_ids(items: Sequence[NewItem]) -> list[str]:
+    return [_item_id(item) for item in items]
 
 
 def _item_id(item: NewItem) -> str:

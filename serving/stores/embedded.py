@@ -7,6 +7,7 @@ graph indexes at usual settings miss a quarter of the cross-modal neighbours.
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,16 @@ _TABLE = "items"
 _INFO = "collection.json"
 _WRITES_BEFORE_OPTIMIZE = 50
 _TIE_MARGIN = 16
+# Another process may write, as `vlm index` beside a running server does: look this often.
+_REFRESH = timedelta(seconds=1)
+# Every write leaves a version; readers that began before are long done after this.
+_KEEP_VERSIONS = timedelta(minutes=10)
 
 
 class EmbeddedStore:
-    """A `Store` in a folder; one process writes, threads share it.
+    """A `Store` in a folder, shared by threads.
+
+    What another process writes into the folder is seen within a second.
 
     Args:
         folder: Made if it is missing.
@@ -52,10 +59,11 @@ class EmbeddedStore:
                 pa.field("metadata", pa.string(), nullable=False),
                 pa.field("facets", pa.list_(pa.string()), nullable=False),
                 pa.field("thumbnail", pa.binary()),
+                pa.field("has_thumbnail", pa.bool_(), nullable=False),
             ]
         )
         self._schema = schema
-        database = lancedb.connect(str(folder))
+        database = lancedb.connect(str(folder), read_consistency_interval=_REFRESH)
         self._table = database.create_table(_TABLE, schema=schema, exist_ok=True)
 
     def upsert(self, items: Sequence[Item]) -> None:
@@ -73,7 +81,7 @@ class EmbeddedStore:
             )
             self._writes += 1
             if self._writes % _WRITES_BEFORE_OPTIMIZE == 0:
-                self._table.optimize()
+                self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
 
     def delete(self, ids: Sequence[str]) -> int:
         with self._write_lock:
@@ -102,36 +110,40 @@ class EmbeddedStore:
         return {row["id"] for row in query.limit(len(ids)).to_list()}
 
     def search(self, vector: np.ndarray, limit: int, where: Mapping[str, Any]) -> list[Hit]:
-        # Any: the declared type is the base of several builders, of which this is the vector one.
-        nearest: Any = self._table.search(
-            np.asarray(vector, np.float32), vector_column_name="vector"
-        )
-        query = (
-            nearest.distance_type("cosine")
-            .select(["id", "text", "metadata", "thumbnail", "_distance"])
-            # A few more than asked for, so that equal scores at the end are cut by id.
-            .limit(limit + _TIE_MARGIN)
-        )
-        if where:
-            query = query.where(" AND ".join(_condition(k, v) for k, v in where.items()))
-        hits = [
-            Hit(
-                id=row["id"],
-                score=round(1.0 - float(row["_distance"]), 6),
-                text=row["text"],
-                metadata=json.loads(row["metadata"]),
-                has_thumbnail=row["thumbnail"] is not None,
-            )
-            for row in query.to_list()
-        ]
-        return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:limit]
+        fetched = limit + _TIE_MARGIN
+        while True:
+            hits = sorted(self._nearest(vector, fetched, where), key=_best_first)
+            # Were equal scores cut off beyond the limit, the order by id would not hold.
+            if len(hits) < fetched or hits[-1].score < hits[limit - 1].score:
+                return hits[:limit]
+            fetched *= 4
 
     def count(self) -> int:
         return int(self._table.count_rows())
 
     def optimize(self) -> None:
         with self._write_lock:
-            self._table.optimize()
+            self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+
+    def _nearest(self, vector: np.ndarray, count: int, where: Mapping[str, Any]) -> list[Hit]:
+        # Any: the declared type is the base of several builders, of which this is the vector one.
+        nearest: Any = self._table.search(
+            np.asarray(vector, np.float32), vector_column_name="vector"
+        )
+        columns = ["id", "text", "metadata", "has_thumbnail", "_distance"]
+        query = nearest.distance_type("cosine").select(columns).limit(count)
+        if where:
+            query = query.where(" AND ".join(_condition(k, v) for k, v in where.items()))
+        return [
+            Hit(
+                id=row["id"],
+                score=round(1.0 - float(row["_distance"]), 6),
+                text=row["text"],
+                metadata=json.loads(row["metadata"]),
+                has_thumbnail=row["has_thumbnail"],
+            )
+            for row in query.to_list()
+        ]
 
     def _row(self, item: Item) -> dict[str, Any]:
         vector = np.asarray(item.vector, np.float32)
@@ -145,6 +157,7 @@ class EmbeddedStore:
             "metadata": json.dumps(item.metadata, sort_keys=True),
             "facets": [_facet(k, v) for k, v in sorted(item.metadata.items()) if _is_scalar(v)],
             "thumbnail": item.thumbnail,
+            "has_thumbnail": item.thumbnail is not None,
         }
 
 
@@ -163,6 +176,10 @@ def _claim(path: Path, fingerprint: str, dim: int) -> None:
             f"into another folder, or serve the bundle that this index was made with"
         )
         raise FingerprintError(message)
+
+
+def _best_first(hit: Hit) -> tuple[float, str]:
+    return -hit.score, hit.id
 
 
 def _is_scalar(value: Any) -> bool:

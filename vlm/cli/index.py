@@ -10,6 +10,7 @@ from rich.console import Console
 
 from vlm.data.manifest import open_manifest
 from vlm.data.sequential import iterate_samples
+from vlm.errors import DataError
 
 if TYPE_CHECKING:
     from serving.services.indexing import Pair
@@ -25,7 +26,8 @@ def index(
     ] = None,
 ) -> None:
     """Embed the images of datasets and make them searchable; run again, it goes on."""
-    from serving.services.indexing import index_pairs  # noqa: PLC0415 - `serve` extra
+    from serving.errors import FingerprintError  # noqa: PLC0415 - `serve` extra
+    from serving.services.indexing import index_pairs  # noqa: PLC0415
     from serving.stores import EmbeddedStore  # noqa: PLC0415
     from vlm.inference import Encoder  # noqa: PLC0415
 
@@ -33,7 +35,10 @@ def index(
     total = sum(open_manifest(folder).num_samples for folder in shards)
     encoder = Encoder.load(bundle)
     folder = index or bundle.parent / "index"
-    store = EmbeddedStore(folder, fingerprint=encoder.fingerprint, dim=encoder.dim)
+    try:
+        store = EmbeddedStore(folder, fingerprint=encoder.fingerprint, dim=encoder.dim)
+    except FingerprintError as error:
+        raise DataError(str(error)) from error
     start = last = time.monotonic()
 
     def report(stored: int, skipped: int) -> None:
