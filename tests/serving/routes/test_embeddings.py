@@ -1,0 +1,62 @@
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.serving.wire import data_url, picture, problem
+from tests.support import drawing
+from vlm.inference import Encoder
+
+
+def test_embeddings_are_the_encoders_in_the_order_given(
+    client: TestClient, encoder: Encoder
+) -> None:
+    inputs = ["a red circle", data_url(picture("blue")), "", "a red circle"]
+    assert "input" in problem(client.post("/v1/embeddings", json={"input": inputs}), 422)
+    inputs.remove("")
+    answer = client.post("/v1/embeddings", json={"model": "any", "input": inputs}).json()
+    rows = np.array([entry["embedding"] for entry in answer["data"]], np.float32)
+    text = encoder.encode_texts(["a red circle"])[0]
+    image = encoder.encode_images([drawing("blue", "circle")])[0]
+    assert np.abs(rows - np.stack([text, image, text])).max() < 1e-5
+    assert [entry["index"] for entry in answer["data"]] == [0, 1, 2]
+    assert answer["object"] == "list"
+    assert answer["usage"]["total_tokens"] == 2 * 5  # start, a, red, circle, end
+
+
+def test_base64_embeddings_are_the_same_floats(client: TestClient) -> None:
+    floats = client.post("/v1/embeddings", json={"input": "a circle"}).json()
+    packed = client.post(
+        "/v1/embeddings", json={"input": "a circle", "encoding_format": "base64"}
+    ).json()
+    row = np.frombuffer(base64.b64decode(packed["data"][0]["embedding"]), "<f4")
+    assert np.allclose(row, floats["data"][0]["embedding"], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({}, "body.input"),
+        ({"input": []}, "body.input"),
+        ({"input": [[1, 2]]}, "body.input"),
+        ({"input": "x", "encoding_format": "hex"}, "body.encoding_format"),
+        ({"input": "x", "dimensions": 7}, "dimensions: this model has 16, found 7"),
+        ({"input": ["x", "data:image/png,plain"]}, "input.1: of the data URLs only base64"),
+        ({"input": ["data:image/png;base64,%%%%"]}, "input.0: the data URL is not valid base64"),
+        ({"input": ["x"] * 65}, "65 inputs"),
+        ({"input": "x" * 2001}, "2001 characters"),
+        ({"input": "\ud800"}, "body.input"),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused_by_name(
+    client: TestClient, body: dict[str, Any], named: str
+) -> None:
+    answer = client.post(
+        "/v1/embeddings",
+        content=json.dumps(body),
+        headers={"content-type": "application/json"},
+    )
+    assert named in problem(answer, 422)

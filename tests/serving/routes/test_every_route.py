@@ -1,0 +1,96 @@
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.serving.wire import JSON, picture, problem
+from vlm.inference import Encoder
+
+
+@pytest.mark.parametrize("path", ["classify", "embeddings", "search", "items"])
+def test_a_body_that_is_not_understood_gets_told_what_is(client: TestClient, path: str) -> None:
+    deep = "[" * 100_000
+    for text in ("{", "[]", "null", "1e5", deep):
+        problem(client.post(f"/v1/{path}", content=text, headers=JSON), 422)
+    answer = client.post(f"/v1/{path}", content="a=b", headers={"content-type": "text/plain"})
+    assert "application/json" in problem(answer, 415)
+    answer = client.post(
+        f"/v1/{path}", content=b"--", headers={"content-type": "multipart/form-data"}
+    )
+    problem(answer, 400)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.binary(max_size=300), cut=st.integers(0, 200))
+def test_no_bytes_of_an_image_are_a_defect_of_the_server(
+    client: TestClient, data: bytes, cut: int
+) -> None:
+    damaged = picture()[:cut] + data
+    answer = client.post("/v1/search", files={"image": damaged})
+    assert answer.status_code in (200, 422), answer.text
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    item=st.fixed_dictionaries({"id": JSON_VALUES, "text": JSON_VALUES, "metadata": JSON_VALUES})
+)
+def test_no_json_is_a_defect_of_the_server(client: TestClient, item: dict[str, Any]) -> None:
+    body = json.dumps({"items": [item]})
+    answer = client.post("/v1/items", content=body, headers=JSON)
+    assert answer.status_code in (201, 422), answer.text
+    if answer.status_code == 201 and not set(item["id"]) & set("/."):  # clients fold dot segments
+        path = f"/v1/items/{quote(item['id'], safe='')}"
+        assert client.get(path).json()["metadata"] == item["metadata"]
+        assert client.delete(path).status_code == 204
+
+
+def test_the_model_tells_where_it_came_from(client: TestClient, encoder: Encoder) -> None:
+    model = client.get("/v1/model").json()
+    assert (model["fingerprint"], model["dim"]) == (encoder.fingerprint, 16)
+    assert model["metrics"] == {"zero_shot": {}}
+
+
+def test_the_openapi_document_resolves_and_names_every_route(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert {
+        "/healthz",
+        "/readyz",
+        "/v1/classify",
+        "/v1/embeddings",
+        "/v1/items",
+        "/v1/items/{item_id}",
+        "/v1/items/{item_id}/thumbnail",
+        "/v1/model",
+        "/v1/search",
+    } == set(document["paths"])
+    schemas = document["components"]["schemas"]
+    references = [
+        part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]
+    ]
+    assert references
+    assert set(references) <= set(schemas)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert operation.get("summary")
+
+
+def test_page_docs_and_assets_come_from_this_server_alone(client: TestClient) -> None:
+    for path in ("/", "/docs", "/web/app.js", "/web/style.css", "/swagger/swagger-ui.css"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        if path in ("/", "/docs"):
+            assert "http://" not in answer.text
+            assert "https://" not in answer.text
+    assert client.get("/web/../app.py").status_code == 404
+    assert client.get("/web/%2e%2e/app.py").status_code == 404

@@ -1,0 +1,146 @@
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from serving.batching import MicroBatcher
+from serving.errors import OverloadedError
+
+
+class GatedEncoder:
+    """Doubles numbers; waits at a gate, and remembers every batch."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, items: Sequence[int]) -> np.ndarray:
+        self.batches.append(list(items))
+        assert self.gate.wait(30)
+        if -1 in items:
+            message = "poison"
+            raise ValueError(message)
+        return np.array([[2 * item] for item in items], np.float32)
+
+
+def batcher_of(
+    encode: GatedEncoder, *, max_batch: int = 4, max_waiting: int = 8
+) -> MicroBatcher[int]:
+    return MicroBatcher(
+        encode,
+        executor=ThreadPoolExecutor(1),
+        max_batch=max_batch,
+        max_waiting=max_waiting,
+    )
+
+
+async def a_batch_runs(encode: GatedEncoder, count: int = 1) -> None:
+    while len(encode.batches) < count:
+        await asyncio.sleep(0.001)
+
+
+def test_every_caller_gets_its_own_rows_in_order() -> None:
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        encode.gate.set()
+        batcher = batcher_of(encode, max_waiting=100)
+        answers = await asyncio.gather(*(batcher.rows([n, n + 100]) for n in range(20)))
+        for number, rows in enumerate(answers):
+            assert rows.tolist() == [[2 * number], [2 * number + 200]]
+
+    asyncio.run(scenario())
+
+
+def test_what_arrives_while_the_model_works_becomes_one_batch() -> None:
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        batcher = batcher_of(encode)
+        first = asyncio.create_task(batcher.rows([0]))
+        await a_batch_runs(encode)
+        others = [asyncio.create_task(batcher.rows([n])) for n in range(1, 6)]
+        await asyncio.sleep(0)
+        encode.gate.set()
+        await asyncio.gather(first, *others)
+        assert encode.batches == [[0], [1, 2, 3, 4], [5]]
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_refuses_at_once_and_serves_the_others() -> None:
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        batcher = batcher_of(encode, max_waiting=2)
+        running = asyncio.create_task(batcher.rows([0]))
+        await a_batch_runs(encode)
+        waiting = asyncio.create_task(batcher.rows([1, 2]))
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match="too many requests"):
+            await batcher.rows([3])
+        encode.gate.set()
+        assert (await running).tolist() == [[0]]
+        assert (await waiting).tolist() == [[2], [4]]
+
+    asyncio.run(scenario())
+
+
+def test_a_request_larger_than_the_queue_is_served_when_nothing_else_waits() -> None:
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        encode.gate.set()
+        rows = await batcher_of(encode, max_waiting=2).rows([1, 2, 3, 4, 5])
+        assert rows[:, 0].tolist() == [2, 4, 6, 8, 10]
+
+    asyncio.run(scenario())
+
+
+def test_an_error_reaches_its_own_batch_and_the_worker_goes_on() -> None:
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        batcher = batcher_of(encode, max_batch=1)
+        poisoned = asyncio.create_task(batcher.rows([-1]))
+        await a_batch_runs(encode)
+        sound = asyncio.create_task(batcher.rows([7]))
+        await asyncio.sleep(0)
+        encode.gate.set()
+        with pytest.raises(ValueError, match="poison"):
+            await poisoned
+        assert (await sound).tolist() == [[14]]
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_caller_leaves_the_queue_and_frees_its_place() -> None:
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        batcher = batcher_of(encode, max_waiting=1)
+        running = asyncio.create_task(batcher.rows([0]))
+        await a_batch_runs(encode)
+        gone = asyncio.create_task(batcher.rows([1]))
+        await asyncio.sleep(0)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        patient = asyncio.create_task(batcher.rows([2]))
+        await asyncio.sleep(0)
+        encode.gate.set()
+        await asyncio.gather(running, patient)
+        assert encode.batches == [[0], [2]]
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_loses_rows_is_an_error_and_not_a_wait_for_ever() -> None:
+    async def scenario() -> None:
+        batcher: MicroBatcher[int] = MicroBatcher(
+            lambda items: np.zeros((len(items) - 1, 1), np.float32),
+            executor=ThreadPoolExecutor(1),
+            max_batch=4,
+            max_waiting=4,
+        )
+        with pytest.raises(RuntimeError, match="1 rows for 2 items"):
+            await asyncio.wait_for(batcher.rows([1, 2]), timeout=30)
+
+    asyncio.run(scenario())
