@@ -2,12 +2,13 @@
 
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-__all__ = ["SameGroup", "clip_loss", "same_group_mask"]
+from vlm.losses.pairs import Pairs, group_sizes, group_sums
+from vlm.losses.tiled import full_precision, log_sum_exp_both_ways
+
+__all__ = ["SameGroup", "clip_loss", "positive_similarity"]
 
 SameGroup = Literal["positive", "mask", "negative"]
 
@@ -35,48 +36,53 @@ def clip_loss(
             evenly over the group (the supervised form, arXiv:2004.11362 L_out), `mask` leaves them
             out of the denominator, `negative` ignores groups.
         label_smoothing: Share of the target spread evenly over all columns, in [0, 1); 0.1 in
-            ALIGN (arXiv:2102.05918).
+            ALIGN (arXiv:2102.05918). Masked columns take no share.
 
     Returns:
-        A scalar, at least 0.
+        A scalar, at least 0 up to rounding.
 
     Source: figure 3 of CLIP (arXiv:2103.00020).
     """
-    logits = logit_scale * (image @ text.T)  # [batch batch]
-    eye = torch.eye(len(image), dtype=torch.bool, device=image.device)
-    positives = eye
-    if group_ids is not None and same_group != "negative":
-        same = same_group_mask(group_ids)
-        if same_group == "positive":
-            positives = same
-        else:
-            logits = logits.masked_fill(same & ~eye, -torch.inf)
-    return 0.5 * (
-        _soft_cross_entropy(logits, positives, label_smoothing)
-        + _soft_cross_entropy(logits.T, positives, label_smoothing)
-    )
-
-
-def same_group_mask(group_ids: Int64[Tensor, " batch"]) -> Bool[Tensor, "batch batch"]:
-    """Which pairs of rows belong to one group; the diagonal is true."""
-    return group_ids[:, None] == group_ids[None, :]
-
-
-def _soft_cross_entropy(
-    logits: Float[Tensor, "batch batch"],
-    positives: Bool[Tensor, "batch batch"],
-    label_smoothing: float,
-) -> Float[Tensor, ""]:
-    """Cross-entropy to a target that is even over the positives of each row.
-
-    Columns of -inf are out of the game: they take no share of the smoothing either.
-    """
-    log_probabilities = F.log_softmax(logits, dim=1)
-    allowed = torch.isfinite(logits)
-    # 0 * inf is not 0, so masked entries are replaced before they are weighted.
-    safe = torch.where(allowed, log_probabilities, 0.0)
-    target = positives / positives.sum(dim=1, keepdim=True)
+    if same_group == "negative":
+        group_ids = None
+    pairs = Pairs()
+    masked = None
+    if group_ids is not None and same_group == "mask":
+        masked = group_ids
+        pairs = Pairs(left_out="others_of_group", row_groups=group_ids, column_groups=group_ids)
+    by_row, by_column = log_sum_exp_both_ways(image, text, logit_scale, pairs=pairs)
+    image, text = full_precision(image), full_precision(text)
+    group_ids = group_ids if same_group == "positive" else None
+    # Targets are linear in the logits, so cosines are averaged first and scaled once.
+    target = positive_similarity(image, text, group_ids).mean()
     if label_smoothing:
-        even = allowed / allowed.sum(dim=1, keepdim=True)
+        even = 0.5 * (_mean_similarity(image, text, masked) + _mean_similarity(text, image, masked))
         target = (1 - label_smoothing) * target + label_smoothing * even
-    return -(target * safe).sum(dim=1).mean()
+    return 0.5 * (by_row.mean() + by_column.mean()) - logit_scale[0] * target
+
+
+def positive_similarity(
+    image: Float[Tensor, "batch dim"],
+    text: Float[Tensor, "batch dim"],
+    group_ids: Int64[Tensor, " batch"] | None,
+) -> Float[Tensor, " batch"]:
+    """For each image, the mean cosine to the captions of its group; to its own without groups.
+
+    Its mean over the batch is the same seen from the captions.
+    """
+    if group_ids is not None:
+        text = group_sums(text, group_ids) / group_sizes(group_ids)[:, None]
+    return (image * text).sum(dim=1)
+
+
+def _mean_similarity(
+    rows: Float[Tensor, "batch dim"],
+    columns: Float[Tensor, "batch dim"],
+    masked_groups: Int64[Tensor, " batch"] | None,
+) -> Float[Tensor, ""]:
+    """Mean over rows of the mean cosine to every column that is not masked."""
+    if masked_groups is None:
+        return (rows.mean(dim=0) * columns.mean(dim=0)).sum()
+    allowed = columns.sum(dim=0) - group_sums(columns, masked_groups) + columns
+    num_allowed = len(columns) - group_sizes(masked_groups) + 1
+    return ((rows * allowed).sum(dim=1) / num_allowed).mean()

@@ -1,17 +1,19 @@
 """Terms that shape the geometry of the two modalities on the sphere.
 
 For unit rows the squared distance is 2 - 2 cos, so each Gaussian potential is a log-sum-exp over
-a matrix of cosines. All of these belong on the gathered global batch: the logarithm of a mean does
-not split into parts of ranks, and small batches bias it.
+cosines, on the tiled core. All of these belong on the gathered global batch: the logarithm of a
+mean does not split into parts of ranks, and small batches bias it.
 """
 
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int64
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vlm.losses.contrastive import same_group_mask
+from vlm.losses.pairs import group_sizes, negative_pairs
+from vlm.losses.tiled import full_precision, log_sum_exp
 
 __all__ = ["alignment", "centroid_uniformity", "cross_uniformity", "uniformity"]
 
@@ -26,7 +28,7 @@ def alignment(
     Source: L_align of Wang & Isola 2020 (arXiv:2005.10242) with alpha = 2; L_A of
     arXiv:2405.18570.
     """
-    return 2 - 2 * (image * text).sum(dim=1).mean()
+    return 2 - 2 * (full_precision(image) * full_precision(text)).sum(dim=1).mean()
 
 
 def uniformity(
@@ -53,7 +55,10 @@ def uniformity(
 
     Source: L_uniform of Wang & Isola 2020 (arXiv:2005.10242).
     """
-    return _log_mean_potential(z, z, t, group_ids)
+    value = _log_mean_potential(z, z.detach(), t, group_ids)
+    # The potential is symmetric, so a row's gradient as a column equals that as a row: twice the
+    # one, with the value unchanged, saves a third of the backward pass.
+    return 2 * value - value.detach()
 
 
 def cross_uniformity(
@@ -85,7 +90,7 @@ def centroid_uniformity(
 
     Source: the centroid term of ModGap (ICLR 2026), which drops the factor between modalities.
     """
-    midpoints = torch.nn.functional.normalize(image + text, dim=1)
+    midpoints = F.normalize(full_precision(image) + full_precision(text), dim=1)
     return uniformity(midpoints, t=t, group_ids=group_ids)
 
 
@@ -95,19 +100,12 @@ def _log_mean_potential(
     t: float,
     group_ids: Int64[Tensor, " batch"] | None,
 ) -> Float[Tensor, ""]:
-    left_out = _left_out(left, group_ids)
-    num_pairs = int((~left_out).sum())
+    num_left_out = len(left) if group_ids is None else int(group_sizes(group_ids).sum())
+    num_pairs = len(left) ** 2 - num_left_out
     if num_pairs == 0:
         message = f"no pair to spread: {len(left)} rows, all of one group"
         raise ValueError(message)
-    potentials = 2 * t * (left @ right.T - 1)  # [batch batch], -t times the squared distance
-    potentials = potentials.masked_fill(left_out, -torch.inf)
-    return torch.logsumexp(potentials.flatten(), dim=0) - math.log(num_pairs)
-
-
-def _left_out(
-    rows: Float[Tensor, "batch dim"], group_ids: Int64[Tensor, " batch"] | None
-) -> Bool[Tensor, "batch batch"]:
-    if group_ids is None:
-        return torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    return same_group_mask(group_ids)
+    # -t times the squared distance is 2t (cos - 1).
+    scale = full_precision(left[:0]).new_full((1,), 2 * t)
+    by_row = log_sum_exp(left, right, scale, pairs=negative_pairs(group_ids))
+    return torch.logsumexp(by_row, dim=0) - 2 * t - math.log(num_pairs)

@@ -1,11 +1,11 @@
 """The sigmoid loss: every pair of an image and a caption is a yes-or-no question of its own."""
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vlm.losses.contrastive import SameGroup, same_group_mask
+from vlm.losses.contrastive import SameGroup, positive_similarity
+from vlm.losses.pairs import Pairs, group_sizes
+from vlm.losses.tiled import full_precision, softplus_sums
 
 __all__ = ["siglip_loss"]
 
@@ -34,14 +34,13 @@ def siglip_loss(
 
     Source: equation 1 of SigLIP (arXiv:2303.15343).
     """
-    logits = logit_scale * (image @ text.T) + logit_bias  # [batch batch]
-    eye = torch.eye(len(image), dtype=torch.bool, device=image.device)
-    positives, asked = eye, torch.ones_like(eye)
-    if group_ids is not None and same_group != "negative":
-        same = same_group_mask(group_ids)
-        if same_group == "positive":
-            positives = same
-        else:
-            asked = ~same | eye
-    signed = torch.where(positives, logits, -logits)
-    return -(F.logsigmoid(signed) * asked).sum() / len(image)
+    pairs = Pairs()
+    if group_ids is not None and same_group == "mask":
+        pairs = Pairs(left_out="others_of_group", row_groups=group_ids, column_groups=group_ids)
+    groups = group_ids if same_group == "positive" else None
+    sums = softplus_sums(image, text, logit_scale, logit_bias, pairs=pairs)
+    similarity = positive_similarity(full_precision(image), full_precision(text), groups)
+    # softplus(-l) = softplus(l) - l turns the question of a positive into that of a negative.
+    logits = logit_scale[0] * similarity + logit_bias[0]  # [batch], mean over the positives
+    num_positives = 1 if groups is None else group_sizes(groups)
+    return (sums - num_positives * logits).mean()

@@ -2,17 +2,18 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from vlm.config import Config
-from vlm.losses.contrastive import SameGroup, clip_loss, same_group_mask
+from vlm.losses.contrastive import SameGroup, clip_loss
+from vlm.losses.decoupled import dcl_loss
 from vlm.losses.gap import alignment, centroid_uniformity, cross_uniformity, uniformity
 from vlm.losses.sigmoid import siglip_loss
+from vlm.losses.statistics import Statistics, contrastive_statistics
 from vlm.types import Features, LossOutput
 
 __all__ = [
@@ -20,14 +21,13 @@ __all__ = [
     "CentroidUniformityTerm",
     "ClipTerm",
     "CrossUniformityTerm",
+    "DclTerm",
     "LossTerm",
     "SiglipTerm",
     "UniformityTerm",
     "WeightSchedule",
     "total_loss",
 ]
-
-Statistics = dict[str, Float[Tensor, ""]]
 
 
 class WeightSchedule(Config):
@@ -65,6 +65,7 @@ class _Term(Config):
         return self.weight
 
 
+@runtime_checkable
 class Term(Protocol):
     """What `total_loss` asks of a term."""
 
@@ -92,7 +93,7 @@ class ClipTerm(_Term):
             same_group=self.same_group,
             label_smoothing=self.label_smoothing,
         )
-        return value, _contrastive_statistics(features)
+        return value, contrastive_statistics(features)
 
 
 class SiglipTerm(_Term):
@@ -113,7 +114,27 @@ class SiglipTerm(_Term):
             group_ids=features.group_ids,
             same_group=self.same_group,
         )
-        return value, _contrastive_statistics(features)
+        return value, contrastive_statistics(features)
+
+
+class DclTerm(_Term):
+    """Decoupled contrastive loss; see `dcl_loss`."""
+
+    type: Literal["dcl"] = "dcl"
+    same_group: SameGroup = "positive"
+    weight_sigma: float | None = Field(None, gt=0)
+    """Sharpness of DCLW's weights, 0.5 in the paper; none is plain DCL."""
+
+    def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]:
+        value = dcl_loss(
+            features.image,
+            features.text,
+            features.logit_scale,
+            group_ids=features.group_ids,
+            same_group=self.same_group,
+            weight_sigma=self.weight_sigma,
+        )
+        return value, contrastive_statistics(features)
 
 
 class AlignmentTerm(_Term):
@@ -169,6 +190,7 @@ class CentroidUniformityTerm(_Term):
 LossTerm = Annotated[
     ClipTerm
     | SiglipTerm
+    | DclTerm
     | AlignmentTerm
     | UniformityTerm
     | CrossUniformityTerm
@@ -197,30 +219,3 @@ def total_loss(terms: Sequence[Term], features: Features, *, progress: float) ->
         statistics[term.type] = value.detach()
         statistics.update({f"{term.type}/{name}": v.detach() for name, v in extra.items()})
     return LossOutput(total=total, statistics=statistics)
-
-
-@torch.no_grad()
-def _contrastive_statistics(features: Features) -> Statistics:
-    """Temperature, similarities, and how many negatives really push (arXiv:2012.09740).
-
-    `negative_entropy` is the entropy of the softmax over the negatives of an image divided by its
-    largest value: 1 means that all push alike, 0 that a single one does.
-    """
-    cosines = features.image @ features.text.T
-    same = same_group_mask(features.group_ids)
-    negatives = ~same
-    num_rows = len(cosines)
-    masked = (same.sum() - num_rows) / max(num_rows * (num_rows - 1), 1)
-    statistics = {
-        "temperature": 1 / features.logit_scale[0],
-        "positive_similarity": cosines.diagonal().mean(),
-        "same_group_fraction": masked,
-    }
-    counts = negatives.sum(dim=1)
-    if bool((counts >= 2).all()):
-        logits = (features.logit_scale * cosines).masked_fill(same, -torch.inf)
-        shares = logits.softmax(dim=1)
-        entropy = torch.special.entr(shares).sum(dim=1) / counts.log()
-        statistics["negative_similarity"] = cosines[negatives].mean()
-        statistics["negative_entropy"] = entropy.mean().clamp(0.0, 1.0)
-    return statistics

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from typing import Any
 
 import open_clip.loss
@@ -17,11 +18,14 @@ from vlm.losses import (
     centroid_uniformity,
     clip_loss,
     cross_uniformity,
+    dcl_loss,
     siglip_loss,
     total_loss,
     uniformity,
 )
 from vlm.types import Features
+
+Loss = Callable[..., torch.Tensor]
 
 SCALE = torch.tensor([14.3], dtype=torch.float64)
 BIAS = torch.tensor([-3.0], dtype=torch.float64)
@@ -56,7 +60,9 @@ def test_siglip_loss_and_gradients_equal_open_clips() -> None:
 
     inputs = (image, text, SCALE, BIAS)
     assert_close(siglip_loss(*inputs), theirs(*inputs))
-    for ours, other in zip(gradients(siglip_loss, *inputs), gradients(theirs, *inputs), strict=True):
+    for ours, other in zip(
+        gradients(siglip_loss, *inputs), gradients(theirs, *inputs), strict=True
+    ):
         assert_close(ours, other)
 
 
@@ -144,7 +150,7 @@ def direct_uniformity(left: torch.Tensor, right: torch.Tensor, keep: torch.Tenso
 def test_gap_terms_equal_their_pairwise_distance_form_in_value_and_gradient() -> None:
     image, text = unit_rows(8, 6), unit_rows(8, 6, seed=1)
     keep = ~torch.eye(8, dtype=torch.bool)
-    cases = [
+    cases: list[tuple[Loss, Loss]] = [
         (lambda i, t: alignment(i, t), lambda i, t: (i - t).square().sum(1).mean()),
         (lambda i, t: uniformity(i), lambda i, t: direct_uniformity(i, i, keep)),
         (lambda i, t: cross_uniformity(i, t), lambda i, t: direct_uniformity(i, t, keep)),
@@ -192,13 +198,16 @@ def test_every_loss_is_blind_to_rotation_and_to_the_order_of_pairs(seed: int) ->
     image, text = unit_rows(8, 6, seed=seed), unit_rows(8, 6, seed=seed + 1)
     rotation, _ = torch.linalg.qr(unit_rows(6, 6, seed=seed + 2))
     order = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
-    for loss in (
+    losses: list[Loss] = [
         lambda i, t, g: clip_loss(i, t, SCALE, group_ids=g),
         lambda i, t, g: siglip_loss(i, t, SCALE, BIAS, group_ids=g),
         lambda i, t, g: alignment(i, t),
         lambda i, t, g: cross_uniformity(i, t, group_ids=g),
+        lambda i, t, g: dcl_loss(i, t, SCALE, group_ids=g),
+        lambda i, t, g: centroid_uniformity(i, t, group_ids=g),
         lambda i, t, g: uniformity(i, group_ids=g),
-    ):
+    ]
+    for loss in losses:
         plain = loss(image, text, GROUPS)
         assert_close(loss(image @ rotation, text @ rotation, GROUPS), plain)
         assert_close(loss(image[order], text[order], GROUPS[order]), plain)
@@ -244,7 +253,7 @@ def test_a_weight_schedule_that_does_not_rise_is_refused() -> None:
         term({"type": "alignment", "weight": {"at": [0.5, 0.5], "value": [1.0, 3.0]}})
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip", "alignment", "uniformity",
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dcl", "alignment", "uniformity",
                                   "cross_uniformity", "centroid_uniformity"])  # fmt: skip
 def test_every_term_computes_a_finite_scalar(kind: str) -> None:
     value, statistics = term({"type": kind}).compute(features())

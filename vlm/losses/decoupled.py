@@ -1,0 +1,59 @@
+"""Decoupled contrastive loss: the positive leaves the denominator."""
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from vlm.losses.contrastive import SameGroup, positive_similarity
+from vlm.losses.pairs import group_sizes, negative_pairs
+from vlm.losses.tiled import full_precision, log_sum_exp_both_ways
+
+__all__ = ["dcl_loss"]
+
+
+def dcl_loss(
+    image: Float[Tensor, "batch dim"],
+    text: Float[Tensor, "batch dim"],
+    logit_scale: Float[Tensor, "1"],
+    *,
+    group_ids: Int64[Tensor, " batch"] | None = None,
+    same_group: SameGroup = "positive",
+    weight_sigma: float | None = None,
+) -> Float[Tensor, ""]:
+    r"""InfoNCE whose denominator holds negatives alone; its gain is at small batches.
+
+    $$\tfrac12 \operatorname{mean}_i \big[-w_i s\,c_{ii} + \log\!\sum_{j \ne i} e^{s c_{ij}}\big]
+      + \text{the same over columns}$$
+
+    It has no lower bound: only the clamp of the logit scale keeps s from growing.
+
+    Args:
+        image: Unit rows; row i matches row i of `text`.
+        text: Unit rows.
+        logit_scale: The multiplier s of cosines.
+        group_ids: Rows with equal ids show the same thing and are never negatives of each other;
+            none means all differ.
+        same_group: `positive` averages the positive over the group, `mask` takes the row's own
+            match alone, `negative` ignores groups.
+        weight_sigma: The von Mises-Fisher weighting of DCLW, 0.5 in the paper: a constant
+            w_i = 2 - B softmax_i(c_ii / sigma), larger for pairs that are still far apart. None is
+            plain DCL, w_i = 1.
+
+    Raises:
+        ValueError: If a row has no negative.
+
+    Source: L_DC and L_DCW of Yeh et al. 2021 (arXiv:2110.06848), between modalities.
+    """
+    groups = None if same_group == "negative" else group_ids
+    largest = 1 if groups is None else int(group_sizes(groups).max())
+    if largest == len(image):
+        message = f"a row has no negative: {len(image)} rows, all of one group"
+        raise ValueError(message)
+    pairs = negative_pairs(groups)
+    by_row, by_column = log_sum_exp_both_ways(image, text, logit_scale, pairs=pairs)
+    positive = positive_similarity(
+        full_precision(image), full_precision(text), groups if same_group == "positive" else None
+    )
+    if weight_sigma is not None:
+        shares = (positive.detach() / weight_sigma).softmax(dim=0)
+        positive = positive * (2 - len(image) * shares)
+    return 0.5 * (by_row.mean() + by_column.mean()) - logit_scale[0] * positive.mean()

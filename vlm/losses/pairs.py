@@ -1,0 +1,70 @@
+"""Which pairs take part in a loss, and sums over groups of rows that show the same thing."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+__all__ = ["Pairs", "group_sizes", "group_sums", "negative_pairs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Which pairs of a row and a column a reduction leaves out; none by default.
+
+    Row i matches column `first_row + i`, so the rows may be one part of the columns' batch.
+    """
+
+    left_out: Literal["none", "match", "group", "others_of_group"] = "none"
+    """`match`: row i with its own column. `group`: all of one group, the match with them.
+    `others_of_group`: all of one group but the match."""
+    row_groups: Int64[Tensor, " batch"] | None = None
+    column_groups: Int64[Tensor, " global_batch"] | None = None
+    first_row: int = 0
+
+    def mask(
+        self, rows: slice, columns: slice, device: torch.device
+    ) -> Bool[Tensor, "batch global_batch"] | None:
+        """True where a pair of this tile is left out; nothing if none is."""
+        if self.left_out == "none":
+            return None
+        start, stop = rows.start + self.first_row, rows.stop + self.first_row
+        match = None
+        if start < columns.stop and columns.start < stop:
+            row_places = torch.arange(start, stop, device=device)
+            column_places = torch.arange(columns.start, columns.stop, device=device)
+            match = row_places[:, None] == column_places[None, :]
+        if self.left_out == "match":
+            return match
+        if self.row_groups is None or self.column_groups is None:
+            message = f"left_out={self.left_out!r} needs row_groups and column_groups, got none"
+            raise ValueError(message)
+        same = self.row_groups[rows, None] == self.column_groups[None, columns]
+        return same & ~match if self.left_out == "others_of_group" and match is not None else same
+
+
+def negative_pairs(group_ids: Int64[Tensor, " batch"] | None) -> Pairs:
+    """The pairs of a batch with itself that do not show the same thing."""
+    if group_ids is None:
+        return Pairs(left_out="match")
+    return Pairs(left_out="group", row_groups=group_ids, column_groups=group_ids)
+
+
+def group_sizes(group_ids: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
+    """For each row, how many rows its group has, itself included."""
+    _, inverse, counts = torch.unique(group_ids, return_inverse=True, return_counts=True)
+    return counts[inverse]
+
+
+def group_sums(
+    features: Float[Tensor, "batch dim"], group_ids: Int64[Tensor, " batch"]
+) -> Float[Tensor, "batch dim"]:
+    """For each row, the sum of the features of its group, itself included.
+
+    The similarities of a row to its whole group then take one dot product, and no pair of rows.
+    """
+    unique, inverse = torch.unique(group_ids, return_inverse=True)
+    sums = features.new_zeros(len(unique), features.shape[1]).index_add(0, inverse, features)
+    return sums[inverse]
