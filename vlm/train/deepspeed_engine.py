@@ -58,6 +58,9 @@ class DeepSpeedEngine:
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
         self.model = model
+        self.description = (
+            f"{world.size} x {world.device.type}, {config.precision}, ZeRO {config.zero_stage}"
+        )
         self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
 
     def forward(self, images: Tensor, token_ids: Tensor) -> DualEncoderOutput:

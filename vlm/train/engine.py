@@ -30,6 +30,8 @@ class Engine(Protocol):
     model: DualEncoder
     """The model itself, whatever wraps it."""
     optimizer: torch.optim.Optimizer
+    description: str
+    """Device, ranks and precision, for people."""
 
     def forward(self, images: Tensor, token_ids: Tensor) -> DualEncoderOutput: ...
 
@@ -63,6 +65,7 @@ class TorchEngine:
             config.precision == "auto" and computes_bf16(world.device)
         )
         self._dtype = torch.bfloat16 if bf16 else None
+        self.description = f"{world.size} x {world.device.type}, {'bf16' if bf16 else 'fp32'}"
         for module in model.modules():  # convolutions run faster with channels innermost
             if isinstance(module, nn.Conv2d):
                 weight = module.weight

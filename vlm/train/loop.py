@@ -71,6 +71,7 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
             global_batch=config.global_batch,
         ) as telemetry,
     ):
+        telemetry.note(_opening(config, parts, start))
         for batch in _waiting_counted(parts.stream.batches(start, parts.total_steps), telemetry):
             factor = learning_rate_factor(config.optim.schedule, step, parts.total_steps)
             set_learning_rates(parts.engine.optimizer, factor)
@@ -98,6 +99,16 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
                 telemetry.note(f"stopped at step {step}/{parts.total_steps}; checkpoint saved")
                 break
     return TrainResult(step=step, total_steps=parts.total_steps)
+
+
+def _opening(config: TrainConfig, parts: Parts, start: int) -> str:
+    """What is about to happen, in one line."""
+    parameters = sum(p.numel() for p in parts.engine.model.parameters())
+    begin = f"from step {start}" if start else "from scratch"
+    return (
+        f"{config.name}: {parameters / 1e6:.1f}M parameters, {parts.total_steps} steps of "
+        f"{config.global_batch} of {parts.num_samples} pairs, {begin}, {parts.engine.description}"
+    )
 
 
 def _train_step(

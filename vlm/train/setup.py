@@ -31,6 +31,7 @@ class Parts:
     engine: Engine
     stream: TrainStream
     total_steps: int
+    num_samples: int
     data_fingerprint: str
 
 
@@ -77,6 +78,7 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         engine=_build_engine(config, model, world),
         stream=stream,
         total_steps=config.total_steps(manifest.num_samples),
+        num_samples=manifest.num_samples,
         data_fingerprint=manifest.fingerprint,
     )
 
