@@ -29,15 +29,15 @@ def run_ranks(size: int, function: RankFunction, *args: Any) -> list[Any]:
             process.join(240)
         failed = [p.exitcode for p in processes if p.exitcode != 0]
         assert not failed, f"ranks ended with {failed}"
-        return [
-            torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(size)
-        ]
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
 def _rank(rank: int, size: int, folder: str, function: RankFunction, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)  # as torchrun sets it; DeepSpeed asks for it
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
+    )
     try:
         result = function(World(rank=rank, size=size), *args)
     finally:

@@ -60,7 +60,11 @@ def drawn_samples(count: int) -> list[Sample]:
                 key=f"s{number:05d}",
                 image=encoded(drawing(colour, shape, seed=number)),
                 text=f"a {colour} {shape}",
-                metadata={"concept": f"{colour}-{shape}", "tags": [colour, shape], "style": "drawn"},
+                metadata={
+                    "concept": f"{colour}-{shape}",
+                    "tags": [colour, shape],
+                    "style": "drawn",
+                },
             )
         )
     return samples

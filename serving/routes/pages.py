@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import swagger_ui_bundle
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
@@ -25,7 +24,4 @@ async def docs() -> FileResponse:
 
 def static_mounts() -> dict[str, StaticFiles]:
     """Path to folder of files that need no code."""
-    return {
-        "/web": StaticFiles(directory=_WEB),
-        "/swagger": StaticFiles(directory=swagger_ui_bundle.swagger_ui_path),
-    }
+    return {"/web": StaticFiles(directory=_WEB)}

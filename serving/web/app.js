@@ -6,7 +6,7 @@ const byId = (id) => document.getElementById(id);
 const LIMIT = 24;
 const TYPING_PAUSE_MS = 180;
 
-/* ---- talking to the server ------------------------------------------------------------------ */
+/* ---- talking to the server ---- */
 
 async function ask(path, body, signal) {
   const upload = body instanceof FormData;
@@ -40,7 +40,12 @@ function say(element, text, isError = false) {
   element.classList.toggle("error", isError);
 }
 
-/* ---- search ---------------------------------------------------------------------------------- */
+function element(tag, className, text = "") {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
 
 function uploadOf(field, file, more = {}) {
   const form = new FormData();
@@ -49,73 +54,25 @@ function uploadOf(field, file, more = {}) {
   return form;
 }
 
-function showQueryImage(source, description) {
-  const box = byId("query-image");
-  box.replaceChildren();
-  box.hidden = !source;
-  if (!source) return;
-  const image = new Image();
-  image.src = source;
-  image.alt = description;
-  box.append(image);
-}
+/* ---- search ---- */
 
-function showResults(answer, description) {
-  const list = byId("results");
-  list.replaceChildren(...answer.results.map(hitElement));
-  const count = answer.results.length;
-  say(
-    byId("status"),
-    count
-      ? `${count} nearest of ${answer.items.toLocaleString("en")} to ${description}, in ${Math.round(answer.milliseconds)} ms`
-      : "Nothing is stored yet: add pictures with vlm index, or POST /v1/items.",
-  );
-}
-
-function hitElement(hit) {
-  const item = document.createElement("li");
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "hit";
-  button.title = "More like this";
-  const name = hit.text || hit.id;
-  if (hit.thumbnail) {
-    const image = new Image();
-    image.src = hit.thumbnail;
-    image.alt = "";
-    image.width = image.height = 128;
-    button.append(image);
-  } else {
-    const empty = document.createElement("span");
-    empty.className = "no-picture";
-    button.append(empty);
-  }
-  const label = document.createElement("span");
-  label.className = "name";
-  label.textContent = name;
-  const score = document.createElement("span");
-  score.className = "score";
-  score.textContent = [hit.score.toFixed(3), hit.metadata.style].filter(Boolean).join(" · ");
-  button.append(label, score);
-  button.setAttribute("aria-label", `${name}, similarity ${hit.score.toFixed(2)}. More like this.`);
-  button.addEventListener("click", () => searchById(hit, name));
-  item.append(button);
-  return item;
-}
+let bestHit = null;
 
 const search = latest(async (signal, body, description) => {
-  say(byId("status"), "Searching…");
-  showResults(await ask("/v1/search", body, signal), description);
+  const list = byId("results");
+  list.setAttribute("aria-busy", "true");
+  try {
+    showResults(await ask("/v1/search", body, signal), description);
+  } finally {
+    if (!signal.aborted) list.removeAttribute("aria-busy");
+  }
 }, byId("status"));
 
 function searchByText(text) {
+  const query = text.trim();
   showQueryImage(null);
-  if (!text.trim()) {
-    byId("results").replaceChildren();
-    say(byId("status"), "");
-    return;
-  }
-  search({ text: text.trim(), limit: LIMIT }, `“${text.trim()}”`);
+  history.replaceState(null, "", query ? `?q=${encodeURIComponent(query)}` : "/");
+  if (query) search({ text: query, limit: LIMIT }, `“${query}”`);
 }
 
 function searchByImage(file) {
@@ -128,46 +85,93 @@ function searchById(hit, name) {
   byId("query").value = "";
   showQueryImage(hit.thumbnail, name);
   search({ id: hit.id, limit: LIMIT }, `the picture “${name}”`);
+  byId("results").focus({ preventScroll: true }); // its old button is about to go
   byId("search").scrollIntoView();
 }
 
-/* ---- classification -------------------------------------------------------------------------- */
+function showQueryImage(source, description) {
+  const box = byId("query-image");
+  for (const old of box.children) URL.revokeObjectURL(old.src);
+  box.replaceChildren();
+  box.hidden = !source;
+  if (!source) return;
+  const image = new Image();
+  image.src = source;
+  image.alt = description;
+  box.append(image);
+}
+
+function showResults(answer, description) {
+  const count = answer.results.length;
+  bestHit = answer.results.find((hit) => hit.thumbnail) || null;
+  byId("results").replaceChildren(...answer.results.map(hitElement));
+  const size = answer.items.toLocaleString("en");
+  const time = `${Math.max(1, Math.round(answer.milliseconds))} ms`;
+  say(
+    byId("status"),
+    count
+      ? `The ${count} of ${size} pictures nearest to ${description}, in ${time}`
+      : "Nothing is stored yet: add pictures with vlm index, or POST /v1/items.",
+  );
+}
+
+function hitElement(hit) {
+  const name = hit.text || hit.id;
+  const button = element("button", "hit");
+  button.type = "button";
+  button.title = "More like this";
+  if (hit.thumbnail) {
+    const image = new Image(128, 128);
+    image.src = hit.thumbnail;
+    image.alt = "";
+    button.append(image);
+  } else {
+    button.append(element("span", "no-picture"));
+  }
+  const style = String(hit.metadata.style || "").replaceAll("_", " ");
+  const details = [hit.score.toFixed(3), style].filter(Boolean).join(" · ");
+  button.append(element("span", "name", name), element("span", "score", details));
+  button.setAttribute("aria-label", `${name}, similarity ${hit.score.toFixed(2)}. More like this.`);
+  button.addEventListener("click", () => searchById(hit, name));
+  const item = document.createElement("li");
+  item.append(button);
+  return item;
+}
+
+/* ---- classification ---- */
 
 let classifyFile = null;
 
 const classify = latest(async (signal) => {
-  const labels = [...new Set(byId("labels").value.split("\n").map((l) => l.trim()).filter(Boolean))];
-  if (!classifyFile) return say(byId("classify-status"), "Choose a picture to see probabilities.");
-  if (!labels.length) return say(byId("classify-status"), "Type at least one label.", true);
+  const status = byId("classify-status");
+  const lines = byId("labels").value.split("\n").map((line) => line.trim());
+  const labels = [...new Set(lines.filter(Boolean))];
+  if (!classifyFile) return say(status, "Choose a picture to see probabilities.");
+  if (!labels.length) return say(status, "Type at least one label.", true);
   const form = uploadOf("images", classifyFile, { top_k: Math.min(labels.length, 1000) });
   for (const label of labels) form.append("labels", label);
   const answer = await ask("/v1/classify", form, signal);
   byId("bars").replaceChildren(...answer.results[0].predictions.map(barElement));
-  say(byId("classify-status"), "Probabilities among your labels:");
+  say(status, "Probabilities among your labels:");
 }, byId("classify-status"));
 
-function barElement(prediction) {
+function barElement({ label, probability }) {
   const item = document.createElement("li");
-  const label = document.createElement("span");
-  label.className = "label";
-  label.textContent = prediction.label;
-  const track = document.createElement("span");
-  track.className = "track";
-  const fill = document.createElement("span");
-  fill.className = "fill";
-  fill.style.width = `${100 * prediction.probability}%`;
+  const track = element("span", "track");
+  const fill = element("span", "fill");
+  const percent = 100 * probability;
+  fill.style.width = `${percent}%`;
   track.append(fill);
-  const value = document.createElement("span");
-  value.className = "value";
-  value.textContent = `${(100 * prediction.probability).toFixed(1)}%`;
-  item.dataset.probability = prediction.probability;
-  item.append(label, track, value);
+  item.dataset.probability = probability;
+  const value = percent > 0 && percent < 0.1 ? "< 0.1%" : `${percent.toFixed(1)}%`;
+  item.append(element("span", "label", label), track, element("span", "value", value));
   return item;
 }
 
 function chooseForClassification(file) {
   classifyFile = file;
   const preview = byId("classify-preview");
+  URL.revokeObjectURL(preview.src);
   preview.src = URL.createObjectURL(file);
   preview.alt = `The picture to classify: ${file.name}`;
   preview.hidden = false;
@@ -175,7 +179,14 @@ function chooseForClassification(file) {
   classify();
 }
 
-/* ---- wiring ---------------------------------------------------------------------------------- */
+async function classifyFirstResult() {
+  if (!bestHit) return say(byId("classify-status"), "Search for something first.", true);
+  const { thumbnail, text, id } = bestHit;
+  const picture = await (await fetch(thumbnail)).blob();
+  chooseForClassification(new File([picture], text || id, { type: picture.type }));
+}
+
+/* ---- wiring ---- */
 
 function afterPause(action) {
   let timer = 0;
@@ -185,22 +196,22 @@ function afterPause(action) {
   };
 }
 
-function firstImage(transfer) {
-  return [...(transfer?.files || [])].find((file) => file.type.startsWith("image/"));
-}
-
-function takePictures(inputId, labelId, use) {
+function takePictures(buttonId, inputId, use) {
   const input = byId(inputId);
+  byId(buttonId).addEventListener("click", () => input.click());
   input.addEventListener("change", () => {
     if (input.files[0]) use(input.files[0]);
     input.value = "";
   });
-  byId(labelId).addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === " ") {
-      event.preventDefault();
-      input.click();
-    }
-  });
+}
+
+/** A dropped or pasted picture goes to the section it was meant for. */
+function takeTransfer(event, transfer) {
+  const file = [...(transfer?.files || [])].find((each) => each.type.startsWith("image/"));
+  if (!file) return;
+  event.preventDefault();
+  if (byId("classify").contains(event.target)) chooseForClassification(file);
+  else searchByImage(file);
 }
 
 byId("search-form").addEventListener("submit", (event) => {
@@ -208,16 +219,21 @@ byId("search-form").addEventListener("submit", (event) => {
   searchByText(byId("query").value);
 });
 byId("query").addEventListener("input", afterPause(() => searchByText(byId("query").value)));
-for (const button of document.querySelectorAll(".example")) {
-  button.addEventListener("click", () => {
-    byId("query").value = button.textContent;
-    searchByText(button.textContent);
-  });
-}
-takePictures("search-file", "search-file-label", searchByImage);
-takePictures("classify-file", "classify-file-label", chooseForClassification);
+byId("examples").addEventListener("click", ({ target }) => {
+  if (!target.classList.contains("chip")) return;
+  byId("query").value = target.textContent;
+  searchByText(target.textContent);
+});
+takePictures("search-pick", "search-file", searchByImage);
+takePictures("classify-pick", "classify-file", chooseForClassification);
+byId("classify-first").addEventListener("click", classifyFirstResult);
 byId("labels").addEventListener("input", afterPause(classify));
 
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "/" || event.target.matches("input, textarea")) return;
+  event.preventDefault();
+  byId("query").focus();
+});
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
   document.body.classList.add("dragging");
@@ -228,23 +244,19 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dragging");
-  const file = firstImage(event.dataTransfer);
-  if (!file) return;
-  if (byId("classify").contains(event.target)) chooseForClassification(file);
-  else searchByImage(file);
+  takeTransfer(event, event.dataTransfer);
 });
-document.addEventListener("paste", (event) => {
-  const file = firstImage(event.clipboardData);
-  if (file) searchByImage(file);
-});
+document.addEventListener("paste", (event) => takeTransfer(event, event.clipboardData));
 
 fetch("/v1/model")
   .then((response) => response.json())
-  .then((model) => {
+  .then(({ name, fingerprint, dim }) => {
     byId("about").textContent =
-      `Model ${model.name}, fingerprint ${model.fingerprint.slice(0, 12)}, ${model.dim} dimensions. Everything on this page comes from this server.`;
+      `Model ${name}, fingerprint ${fingerprint.slice(0, 12)}, ${dim} dimensions. ` +
+      "Everything on this page comes from this server.";
   })
   .catch(() => {});
 
-byId("query").value = "red apple";
-searchByText("red apple");
+byId("query").value = new URLSearchParams(location.search).get("q") || "red apple";
+searchByText(byId("query").value);
+classify();

@@ -39,7 +39,9 @@ def test_a_file_with_overrides_becomes_typed_values(tmp_path: Path) -> None:
 
 def test_a_misspelt_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
     path = written(tmp_path, "name: a\noptim: {type: lion, wieght_decay: 0.1}\n")
-    with pytest.raises(ConfigError, match=r"optim\.lion\.wieght_decay: no such key; did you mean 'weight_decay'"):
+    with pytest.raises(
+        ConfigError, match=r"optim\.lion\.wieght_decay: no such key; did you mean 'weight_decay'"
+    ):
         load_config(Run, path, [])
 
 
@@ -81,7 +83,8 @@ def test_overrides_leave_the_tree_they_are_given_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("a: [", "not valid YAML"), ("- 1", "expected a mapping"), (None, "cannot read")]
+    ("text", "said"),
+    [("a: [", "not valid YAML"), ("- 1", "expected a mapping"), (None, "cannot read")],
 )
 def test_a_file_that_is_no_configuration_is_named(
     tmp_path: Path, text: str | None, said: str

@@ -27,7 +27,11 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@given(width=st.integers(8, 90), height=st.integers(8, 90), mode=st.sampled_from(["shortest", "squash"]))
+@given(
+    width=st.integers(8, 90),
+    height=st.integers(8, 90),
+    mode=st.sampled_from(["shortest", "squash"]),
+)
 @settings(max_examples=30, deadline=None)
 def test_pixels_equal_open_clips_own_transform(width: int, height: int, mode: str) -> None:
     config = ImageConfig.model_validate({"size": 24, "resize_mode": mode})

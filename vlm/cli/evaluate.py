@@ -26,9 +26,9 @@ def evaluate(
         print_summary,
         write_report,
     )
-    from vlm.evaluation import evaluate as run_tasks  # noqa: PLC0415
-    from vlm.inference import Encoder, load_bundle  # noqa: PLC0415
-    from vlm.train.export import load_run  # noqa: PLC0415
+    from vlm.evaluation import evaluate as run_tasks  # noqa: PLC0415 - with them
+    from vlm.inference import Encoder, load_bundle  # noqa: PLC0415 - with them
+    from vlm.train.export import load_run  # noqa: PLC0415 - with them
 
     is_bundle = (model / "bundle.json").is_file()
     if not is_bundle and not (model / "config.yaml").is_file():

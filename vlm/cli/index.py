@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vlm.data.manifest import open_manifest
-from vlm.data.sequential import iterate_samples
 from vlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,9 +25,10 @@ def index(
 ) -> None:
     """Embed the images of datasets and make them searchable; run again, it goes on."""
     from serving.errors import FingerprintError  # noqa: PLC0415 - `serve` extra
-    from serving.services.indexing import index_pairs  # noqa: PLC0415
-    from serving.stores import EmbeddedStore  # noqa: PLC0415
-    from vlm.inference import Encoder  # noqa: PLC0415
+    from serving.services.indexing import index_pairs  # noqa: PLC0415 - `serve` extra
+    from serving.stores import EmbeddedStore  # noqa: PLC0415 - `serve` extra
+    from vlm.data.manifest import open_manifest  # noqa: PLC0415 - numpy
+    from vlm.inference import Encoder  # noqa: PLC0415 - torch costs seconds
 
     console = Console()
     total = sum(open_manifest(folder).num_samples for folder in shards)
@@ -61,6 +60,7 @@ def index(
 
 def _pairs(shards: list[Path]) -> "Iterator[Pair]":
     from serving.services.indexing import Pair  # noqa: PLC0415 - `serve` extra
+    from vlm.data.sequential import iterate_samples  # noqa: PLC0415 - torch costs seconds
 
     for folder in shards:
         for sample in iterate_samples(folder):

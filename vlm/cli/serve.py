@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from vlm.inference import read_bundle_info
-
 __all__ = ["serve"]
 
 
@@ -24,7 +22,8 @@ def serve(
 ) -> None:
     """Serve the page and the API of BUNDLE until Ctrl-C."""
     from serving.__main__ import run  # noqa: PLC0415 - the `serve` extra may be missing
-    from serving.settings import load_settings  # noqa: PLC0415
+    from serving.settings import load_settings  # noqa: PLC0415 - with it
+    from vlm.inference import read_bundle_info  # noqa: PLC0415 - torch costs seconds
 
     info = read_bundle_info(bundle)
     settings = load_settings(

@@ -28,7 +28,7 @@ def train(
     """
     from vlm.distributed import connected_world  # noqa: PLC0415 - torch costs seconds,
     from vlm.train import TrainConfig  # noqa: PLC0415 - which --help need not pay
-    from vlm.train import train as run_training  # noqa: PLC0415
+    from vlm.train import train as run_training  # noqa: PLC0415 - with it
 
     settings = load_config(TrainConfig, config, overrides or [])
     with connected_world(always_join=settings.engine.type == "deepspeed") as world:

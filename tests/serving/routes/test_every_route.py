@@ -86,7 +86,7 @@ def test_the_openapi_document_resolves_and_names_every_route(client: TestClient)
 
 
 def test_page_docs_and_assets_come_from_this_server_alone(client: TestClient) -> None:
-    for path in ("/", "/docs", "/web/app.js", "/web/style.css", "/swagger/swagger-ui.css"):
+    for path in ("/", "/docs", "/web/app.js", "/web/style.css", "/web/docs.js", "/web/docs.css"):
         answer = client.get(path)
         assert answer.status_code == 200
         if path in ("/", "/docs"):

@@ -74,9 +74,13 @@ def test_the_chain_from_a_folder_of_pairs_to_a_searchable_index(tmp_path: Path) 
     metrics = json.loads((run / "bundle" / "bundle.json").read_text())["metrics"]
     assert metrics["retrieval"]["own"]
 
-    indexed = vlm("index", tmp_path / "shards", "--bundle", run / "bundle", "--index", run / "index")
+    indexed = vlm(
+        "index", tmp_path / "shards", "--bundle", run / "bundle", "--index", run / "index"
+    )
     assert "32 images indexed, 0 were there already" in indexed.stdout, indexed.stderr
-    indexed = vlm("index", tmp_path / "shards", "--bundle", run / "bundle", "--index", run / "index")
+    indexed = vlm(
+        "index", tmp_path / "shards", "--bundle", run / "bundle", "--index", run / "index"
+    )
     assert "0 images indexed, 32 were there already" in indexed.stdout
 
 

@@ -161,7 +161,9 @@ def test_a_shard_that_changed_after_indexing_is_named(tmp_path: Path) -> None:
     write_dataset(tmp_path, 12)
     with (tmp_path / "drawn-000001.tar").open("ab") as file:
         file.write(b"\0" * 512)
-    with pytest.raises(DataError, match=r"drawn-000001\.tar: changed since indexing.*vlm data index"):
+    with pytest.raises(
+        DataError, match=r"drawn-000001\.tar: changed since indexing.*vlm data index"
+    ):
         open_manifest(tmp_path)
 
 

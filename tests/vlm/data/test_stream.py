@@ -56,7 +56,9 @@ def test_batches_do_not_depend_on_threads_prefetch_or_cache(manifest: Manifest) 
 def test_ranks_together_see_what_one_rank_sees(manifest: Manifest, size: int) -> None:
     captions = {"captions": {"text": 0.5, "tags": 0.5}}
     whole = list(stream(manifest, **captions).batches(0, 5))
-    parts = [list(stream(manifest, rank=r, size=size, **captions).batches(0, 5)) for r in range(size)]
+    parts = [
+        list(stream(manifest, rank=r, size=size, **captions).batches(0, 5)) for r in range(size)
+    ]
     for step, batch in enumerate(whole):
         for name in ("images", "token_ids", "sample_ids", "group_ids"):
             joined = torch.cat([getattr(part[step], name) for part in parts])

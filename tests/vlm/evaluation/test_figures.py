@@ -15,7 +15,9 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def brute_force(queries: torch.Tensor, gallery: torch.Tensor, qg: list[int], gg: list[int]) -> list[int]:
+def brute_force(
+    queries: torch.Tensor, gallery: torch.Tensor, qg: list[int], gg: list[int]
+) -> list[int]:
     ranks = []
     for q, group in zip(queries, qg, strict=True):
         order = sorted(range(len(gallery)), key=lambda j: (-float(gallery[j] @ q), j))
@@ -154,7 +156,9 @@ def test_an_even_spread_reaches_the_floor_and_full_rank() -> None:
 
 
 def test_collapse_shows_in_rank_and_w2_alone() -> None:
-    flat = torch.cat([unit_rows(2000, 4), torch.zeros(2000, 28, dtype=torch.float64)], dim=1).float()
+    flat = torch.cat(
+        [unit_rows(2000, 4), torch.zeros(2000, 28, dtype=torch.float64)], dim=1
+    ).float()
     found = measure_geometry(flat, flat, seeded())
     assert found.image_effective_rank == pytest.approx(4, rel=0.01)
     assert found.image_w2_uniformity < -0.8

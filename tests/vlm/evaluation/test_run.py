@@ -67,7 +67,9 @@ def test_a_class_field_that_is_missing_lists_those_there_are(
     tmp_path: Path, encoder: Encoder
 ) -> None:
     write_dataset(tmp_path / "shards", 8)
-    with pytest.raises(DataError, match="has no 'label' in its .json; it has: concept, style, tags"):
+    with pytest.raises(
+        DataError, match="has no 'label' in its .json; it has: concept, style, tags"
+    ):
         evaluate(encoder, config(tmp_path, "label"), say=lambda _: None)
 
 

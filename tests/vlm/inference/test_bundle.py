@@ -68,7 +68,9 @@ def test_the_bundle_opens_where_vlm_is_not_installed(tmp_path: Path) -> None:
         f"ids = open_clip.get_tokenizer(name)({TEXTS!r})\n"
         "print(json.dumps(model.eval().encode_text(ids, normalize=True).tolist()))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(json.loads(done.stdout), expected, atol=1e-5)
 
@@ -136,9 +138,7 @@ def test_an_incomplete_bundle_names_what_is_missing(tmp_path: Path, name: str) -
         ('{"format_version": 1, "nmae": 1}', "nmae: no such key; did you mean 'name'"),
     ],
 )
-def test_a_folder_that_is_no_bundle_is_told(
-    tmp_path: Path, content: str | None, said: str
-) -> None:
+def test_a_folder_that_is_no_bundle_is_told(tmp_path: Path, content: str | None, said: str) -> None:
     if content is not None:
         (tmp_path / "bundle.json").write_text(content)
     with pytest.raises(BundleError, match=said):

@@ -13,7 +13,9 @@ def test_templates_are_filled_at_their_marks() -> None:
     assert fill_templates("{x}", ["a {}", "{} {}"]) == ["a {x}", "{x} {x}"]
 
 
-@pytest.mark.parametrize(("templates", "said"), [([], "at least one template"), (["a"], "has no {}")])
+@pytest.mark.parametrize(
+    ("templates", "said"), [([], "at least one template"), (["a"], "has no {}")]
+)
 def test_templates_that_cannot_be_filled_are_refused(templates: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         fill_templates("x", templates)
@@ -29,7 +31,9 @@ def test_a_class_is_the_normalised_mean_of_its_prompts() -> None:
 
 def test_exclusive_probabilities_are_a_softmax_that_does_not_overflow() -> None:
     cosines = np.array([[1.0, -1.0, 1.0]], np.float32)
-    np.testing.assert_allclose(exclusive_probabilities(cosines, 100.0), [[0.5, 0.0, 0.5]], atol=1e-7)
+    np.testing.assert_allclose(
+        exclusive_probabilities(cosines, 100.0), [[0.5, 0.0, 0.5]], atol=1e-7
+    )
 
 
 def test_independent_probabilities_are_a_sigmoid_that_does_not_overflow() -> None:

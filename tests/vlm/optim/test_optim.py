@@ -105,7 +105,12 @@ def test_only_matrices_decay_and_the_logit_scale_learns_by_adamw() -> None:
         )
     }
     assert [tuple(p.shape) for p in groups["decay"]["params"]] == [(4, 3)]
-    assert sorted(tuple(p.shape) for p in groups["no_decay"]["params"]) == [(4,), (4,), (4,), (5, 4)]
+    assert sorted(tuple(p.shape) for p in groups["no_decay"]["params"]) == [
+        (4,),
+        (4,),
+        (4,),
+        (5, 4),
+    ]
     assert groups["no_decay"]["weight_decay"] == 0
     scalars = groups["scalars"]
     assert (len(scalars["params"]), scalars["rule"], scalars["lr"]) == (1, "adamw", 2e-3)

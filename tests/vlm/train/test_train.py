@@ -173,7 +173,9 @@ def test_a_stopped_process_resumes_to_the_same_weights(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     straight = configured(tmp_path, name="straight", steps=60)
-    subprocess.run(command(tmp_path, "straight"), check=True, env=environment(), capture_output=True)
+    subprocess.run(
+        command(tmp_path, "straight"), check=True, env=environment(), capture_output=True
+    )
     broken = configured(tmp_path, name="broken", steps=60)
     process = subprocess.Popen(
         command(tmp_path, "broken"), env=environment(), text=True,

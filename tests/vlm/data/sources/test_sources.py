@@ -45,7 +45,12 @@ def icon_package(folder: Path, names: list[str], *, chars: dict[str, str] | None
 def concepts_package(folder: Path, count: int) -> Path:
     (folder / "en" / "shortcodes").mkdir(parents=True)
     data = [
-        {"hexcode": f"1F{600 + i:03X}", "label": f"thing {i}", "tags": ["thing", f"n{i}"], "group": 1}
+        {
+            "hexcode": f"1F{600 + i:03X}",
+            "label": f"thing {i}",
+            "tags": ["thing", f"n{i}"],
+            "group": 1,
+        }
         for i in range(count)
     ]
     data.append({"hexcode": "1F1E6", "label": "regional indicator A"})
@@ -64,7 +69,10 @@ def test_no_held_out_drawing_belongs_to_training(concept_id: str) -> None:
 
 
 def test_fluent_styles_are_held_out_and_no_other() -> None:
-    assert {name for name, style in STYLES.items() if style.held_out} == {"fluent_flat", "fluent_3d"}
+    assert {name for name, style in STYLES.items() if style.held_out} == {
+        "fluent_flat",
+        "fluent_3d",
+    }
 
 
 def test_a_fifth_of_the_concepts_is_held_out() -> None:
@@ -114,7 +122,9 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def fetch_small(folder: Path) -> tuple[dict[str, int], list[str]]:
     said: list[str] = []
-    counts = fetch_emoji(folder, styles=["noto", "fluent_flat"], size=32, workers=1, say=said.append)
+    counts = fetch_emoji(
+        folder, styles=["noto", "fluent_flat"], size=32, workers=1, say=said.append
+    )
     return counts, said
 
 
@@ -269,7 +279,9 @@ def written_table(folder: Path, suffix: str, rows: list[dict[str, Any]]) -> Path
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if suffix == ".tsv" else ",")
+            writer = csv.DictWriter(
+                file, list(rows[0]), delimiter="\t" if suffix == ".tsv" else ","
+            )
             writer.writeheader()
             writer.writerows(rows)
     return path
@@ -294,7 +306,9 @@ def test_parquet_may_hold_the_images_themselves(tmp_path: Path) -> None:
 
 def test_a_table_without_the_column_lists_those_it_has(tmp_path: Path) -> None:
     path = written_table(tmp_path, ".csv", ROWS)
-    with pytest.raises(DataError, match="no caption column, looked for alt; the table has filepath, "):
+    with pytest.raises(
+        DataError, match="no caption column, looked for alt; the table has filepath, "
+    ):
         list(read_table(path, caption_column="alt"))
 
 
