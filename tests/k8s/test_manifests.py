@@ -1,4 +1,4 @@
-"""Manifests are rendered by the real kubectl, fit the Kubernetes schemas, and agree with the code."""
+"""Manifests are rendered by the real kubectl, fit the schemas, and agree with the code."""
 
 import shutil
 import subprocess

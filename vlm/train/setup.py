@@ -100,8 +100,7 @@ def _build_engine(config: TrainConfig, model: DualEncoder, world: World) -> Engi
     optimizer = build_optimizer(model.named_parameters(), config.optim)
     if config.engine.type == "torch":
         return TorchEngine(model, optimizer, config.engine, world)
-    # DeepSpeed is an optional extra and takes seconds to import.
-    from vlm.train.deepspeed_engine import DeepSpeedEngine  # noqa: PLC0415
+    from vlm.train.deepspeed_engine import DeepSpeedEngine  # noqa: PLC0415 - optional extra
 
     return DeepSpeedEngine(
         model,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_an_interrupted_writer_leaves_no_shard_under_a_final_name(tmp_path: Path
     ],
 )
 def test_a_sample_that_cannot_be_stored_is_named(
-    tmp_path: Path, change: dict[str, object], said: str
+    tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(DataError, match=said):
         write_shards([replace(drawn_samples(1)[0], **change)], tmp_path, prefix="x")
@@ -151,7 +152,7 @@ def test_a_shard_cut_between_members_is_found(tmp_path: Path) -> None:
     write_shards(drawn_samples(3), tmp_path, prefix="x")
     path = tmp_path / "x-000000.tar"
     with tarfile.open(path) as tar:
-        second = [m for m in tar.getmembers() if m.name.startswith("s00001")][0].offset
+        second = next(m for m in tar.getmembers() if m.name.startswith("s00001")).offset
     path.write_bytes(path.read_bytes()[:second])
     with pytest.raises(DataError, match="closing blocks of a tar are missing"):
         build_manifest(tmp_path)

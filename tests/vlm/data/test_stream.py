@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from vlm.preprocess import (
 TOKENIZE = build_tokenizer(TokenizerConfig(context_length=10))
 
 
-def stream(manifest: Manifest, *, rank: int = 0, size: int = 1, **config: object) -> TrainStream:
+def stream(manifest: Manifest, *, rank: int = 0, size: int = 1, **config: Any) -> TrainStream:
     return TrainStream(
         reader=Reader(manifest),
         plan=Plan(num_samples=manifest.num_samples, global_batch=12, seed=3),
@@ -42,7 +43,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 def test_batches_do_not_depend_on_threads_prefetch_or_cache(manifest: Manifest) -> None:
-    tags = {"captions": {"text": 0.2, "tags": 0.4, "text_and_tags": 0.4}}
+    tags: dict[str, Any] = {"captions": {"text": 0.2, "tags": 0.4, "text_and_tags": 0.4}}
     one = list(stream(manifest, threads=1, prefetch=1, cache_bytes=0, **tags).batches(0, 8))
     many = list(stream(manifest, threads=4, prefetch=6, **tags).batches(0, 8))
     for a, b in zip(one, many, strict=True):
@@ -54,7 +55,7 @@ def test_batches_do_not_depend_on_threads_prefetch_or_cache(manifest: Manifest) 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_together_see_what_one_rank_sees(manifest: Manifest, size: int) -> None:
-    captions = {"captions": {"text": 0.5, "tags": 0.5}}
+    captions: dict[str, Any] = {"captions": {"text": 0.5, "tags": 0.5}}
     whole = list(stream(manifest, **captions).batches(0, 5))
     parts = [
         list(stream(manifest, rank=r, size=size, **captions).batches(0, 5)) for r in range(size)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import drawn_samples
+from vlm.data.sequential import iterate_samples
 from vlm.data.sources import npm
 from vlm.data.sources.emoji import (
     STYLES,
@@ -25,7 +26,6 @@ from vlm.data.sources.emoji_fetch import fetch_emoji
 from vlm.data.sources.folder import read_folder
 from vlm.data.sources.npm import fetch_package
 from vlm.data.sources.table import read_table
-from vlm.data.sequential import iterate_samples
 from vlm.errors import DataError
 
 SVG = '<circle cx="8" cy="8" r="7" fill="{}"/>'
