@@ -4,11 +4,13 @@ from vlm.losses.contrastive import clip_loss
 from vlm.losses.decoupled import dcl_loss
 from vlm.losses.gap import alignment, centroid_uniformity, cross_uniformity, uniformity
 from vlm.losses.sigmoid import siglip_loss
-from vlm.losses.terms import LossTerm, WeightSchedule, total_loss
+from vlm.losses.terms import LossTerm, total_loss
+from vlm.losses.weights import WeightedTerm, WeightSchedule
 
 __all__ = [
     "LossTerm",
     "WeightSchedule",
+    "WeightedTerm",
     "alignment",
     "centroid_uniformity",
     "clip_loss",

@@ -1,19 +1,18 @@
 """Loss terms as configuration: each names its function, its weight and what it reports."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from vlm.config import Config
 from vlm.losses.contrastive import SameGroup, clip_loss
 from vlm.losses.decoupled import dcl_loss
 from vlm.losses.gap import alignment, centroid_uniformity, cross_uniformity, uniformity
 from vlm.losses.sigmoid import siglip_loss
 from vlm.losses.statistics import Statistics, contrastive_statistics
+from vlm.losses.weights import WeightedTerm
 from vlm.types import Features, LossOutput
 
 __all__ = [
@@ -24,45 +23,10 @@ __all__ = [
     "DclTerm",
     "LossTerm",
     "SiglipTerm",
+    "Term",
     "UniformityTerm",
-    "WeightSchedule",
     "total_loss",
 ]
-
-
-class WeightSchedule(Config):
-    """A weight that moves linearly between points of training."""
-
-    at: list[float] = Field(min_length=1)
-    """Fractions of training, rising, in [0, 1]."""
-    value: list[float] = Field(min_length=1)
-    """Weights at those points; constant before the first and after the last."""
-
-    @model_validator(mode="after")
-    def _points_agree(self) -> "WeightSchedule":
-        rising = all(a < b for a, b in zip(self.at, self.at[1:], strict=False))
-        if len(self.at) != len(self.value) or not rising:
-            message = "`at` must rise and have as many entries as `value`"
-            raise ValueError(message)
-        return self
-
-    def weight(self, progress: float) -> float:
-        points = list(zip(self.at, self.value, strict=True))
-        if progress <= points[0][0]:
-            return points[0][1]
-        for (x0, y0), (x1, y1) in itertools.pairwise(points):
-            if progress <= x1:
-                return y0 + (y1 - y0) * (progress - x0) / (x1 - x0)
-        return points[-1][1]
-
-
-class _Term(Config):
-    weight: float | WeightSchedule = 1.0
-
-    def weight_at(self, progress: float) -> float:
-        if isinstance(self.weight, WeightSchedule):
-            return self.weight.weight(progress)
-        return self.weight
 
 
 @runtime_checkable
@@ -77,7 +41,7 @@ class Term(Protocol):
     def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]: ...
 
 
-class ClipTerm(_Term):
+class ClipTerm(WeightedTerm):
     """Symmetric InfoNCE; see `clip_loss`."""
 
     type: Literal["clip"] = "clip"
@@ -96,7 +60,7 @@ class ClipTerm(_Term):
         return value, contrastive_statistics(features)
 
 
-class SiglipTerm(_Term):
+class SiglipTerm(WeightedTerm):
     """Pairwise sigmoid loss; see `siglip_loss`."""
 
     type: Literal["siglip"] = "siglip"
@@ -117,7 +81,7 @@ class SiglipTerm(_Term):
         return value, contrastive_statistics(features)
 
 
-class DclTerm(_Term):
+class DclTerm(WeightedTerm):
     """Decoupled contrastive loss; see `dcl_loss`."""
 
     type: Literal["dcl"] = "dcl"
@@ -137,7 +101,7 @@ class DclTerm(_Term):
         return value, contrastive_statistics(features)
 
 
-class AlignmentTerm(_Term):
+class AlignmentTerm(WeightedTerm):
     """Mean squared distance of pairs; see `alignment`."""
 
     type: Literal["alignment"] = "alignment"
@@ -146,7 +110,7 @@ class AlignmentTerm(_Term):
         return alignment(features.image, features.text), {}
 
 
-class UniformityTerm(_Term):
+class UniformityTerm(WeightedTerm):
     """Mean uniformity of the two modalities; see `uniformity`."""
 
     type: Literal["uniformity"] = "uniformity"
@@ -161,7 +125,7 @@ class UniformityTerm(_Term):
         return 0.5 * (image + text), statistics
 
 
-class CrossUniformityTerm(_Term):
+class CrossUniformityTerm(WeightedTerm):
     """Uniformity between the modalities; see `cross_uniformity`."""
 
     type: Literal["cross_uniformity"] = "cross_uniformity"
@@ -174,7 +138,7 @@ class CrossUniformityTerm(_Term):
         return value, {}
 
 
-class CentroidUniformityTerm(_Term):
+class CentroidUniformityTerm(WeightedTerm):
     """Uniformity of the midpoints of pairs; see `centroid_uniformity`."""
 
     type: Literal["centroid_uniformity"] = "centroid_uniformity"
