@@ -52,6 +52,10 @@ class Lion(torch.optim.Optimizer):
             "eps": 1e-8,
         }
         super().__init__(params, defaults)
+        for group in self.param_groups:
+            if group["rule"] not in ("lion", "adamw"):
+                message = f"a group's rule is 'lion' or 'adamw', got {group['rule']!r}"
+                raise ValueError(message)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

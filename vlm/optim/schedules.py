@@ -17,6 +17,8 @@ class ScheduleConfig(Config):
     """`constant` stays at the peak until the cool-down; `rsqrt` falls as 1/sqrt(step) after it."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Fraction of all steps in which the rate rises from 0 to the peak."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """The same as a number of steps; where given, `warmup_fraction` is not used."""
     cooldown_fraction: float = Field(0.2, ge=0, le=1)
     """Last fraction of all steps, falling linearly; for `constant` and `rsqrt` alone."""
     final_fraction: float = Field(0.0, ge=0, le=1)
@@ -24,8 +26,10 @@ class ScheduleConfig(Config):
 
 
 def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
-    """The factor for step `step` (counted from 0) of `total_steps`, in (0, 1]."""
-    warmup = round(config.warmup_fraction * total_steps)
+    """The factor for step `step` (counted from 0) of `total_steps`, in [0, 1]."""
+    warmup = config.warmup_steps
+    if warmup is None:
+        warmup = round(config.warmup_fraction * total_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(total_steps - warmup, 1)

@@ -87,6 +87,25 @@ def test_an_impossible_setting_is_refused() -> None:
         Lion(parameters(), betas=(0.9, 1.0))
 
 
+def test_an_unknown_rule_is_refused() -> None:
+    with pytest.raises(ValueError, match="'lion' or 'adamw', got 'sgd'"):
+        Lion([{"params": parameters(), "rule": "sgd"}])
+
+
+def test_one_state_holds_both_rules_and_resumes_bitwise() -> None:
+    def build(params: list[nn.Parameter]) -> Lion:
+        return Lion([{"params": params[:1]}, {"params": params[1:], "rule": "adamw"}], lr=1e-2)
+
+    straight, params = parameters(), parameters()
+    walk(build(straight), straight, range(20))
+    first = build(params)
+    walk(first, params, range(10))
+    second = build(params)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    walk(second, params, range(10, 20))
+    assert all(torch.equal(a, b) for a, b in zip(params, straight, strict=True))
+
+
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -142,6 +161,12 @@ def test_schedules_at_their_corners() -> None:
     assert factor(79, type="constant") == 1.0
     assert factor(90, type="constant") == pytest.approx(0.5)
     assert factor(40, type="rsqrt", warmup_fraction=0.1) == pytest.approx(math.sqrt(10 / 40))
+
+
+def test_warmup_steps_take_the_place_of_the_fraction() -> None:
+    assert factor(3, warmup_steps=4, warmup_fraction=0.5) == pytest.approx(4 / 5)
+    assert factor(4, warmup_steps=4, warmup_fraction=0.5) == pytest.approx(1.0)
+    assert factor(0, warmup_steps=0) == 1.0
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "rsqrt"])
