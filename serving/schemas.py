@@ -52,7 +52,7 @@ ItemId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class _Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 class Problem(BaseModel):
@@ -77,12 +77,14 @@ class ClassifyRequest(_Schema):
     mode: Literal["exclusive", "independent"] = "exclusive"
     """`exclusive`: exactly one label holds. `independent`: any number may."""
     top_k: int = Field(default=10, ge=1, le=1000)
+    """Most labels an image, best first."""
 
 
 class PredictionOut(_Schema):
     label: str
     probability: float
     score: float
+    """Cosine similarity, -1 to 1."""
 
 
 class ClassifyResult(_Schema):
@@ -97,7 +99,8 @@ class ClassifyResponse(_Schema):
 class EmbeddingsRequest(BaseModel):
     """As OpenAI's; strings that are data URLs of images are embedded as images."""
 
-    model_config = ConfigDict(extra="ignore")  # clients send fields that do not matter here
+    # Clients send fields that do not matter here.
+    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
 
     input: Text | Annotated[list[Text], Field(min_length=1)]
     model: str | None = None
@@ -128,7 +131,9 @@ class SearchRequest(_Schema):
     """Exactly one of text, image and id."""
 
     text: Text | None = None
+    """What the pictures should show."""
     image: ImageBytes | None = None
+    """Pictures like this one: a file, base64 or a data URL."""
     id: ItemId | None = None
     """More like this stored item."""
     limit: int = Field(default=20, ge=1, le=200)
@@ -139,6 +144,7 @@ class SearchRequest(_Schema):
 class HitOut(_Schema):
     id: str
     score: float
+    """Cosine similarity, -1 to 1."""
     text: str | None
     metadata: dict[str, Any]
     thumbnail: str | None

@@ -129,8 +129,9 @@ function hitElement(hit) {
     button.append(element("span", "no-picture"));
   }
   const style = String(hit.metadata.style || "").replaceAll("_", " ");
-  const details = [hit.score.toFixed(3), style].filter(Boolean).join(" · ");
-  button.append(element("span", "name", name), element("span", "score", details));
+  const score = element("span", "score", hit.score.toFixed(3));
+  if (style) score.append(element("span", "style", ` · ${style}`));
+  button.append(element("span", "name", name), score);
   button.setAttribute("aria-label", `${name}, similarity ${hit.score.toFixed(2)}. More like this.`);
   button.addEventListener("click", () => searchById(hit, name));
   const item = document.createElement("li");

@@ -98,7 +98,7 @@ function operationElement(document_, path, method, operation) {
     inside.append(fieldsTable(document_, schema));
   }
   inside.append(tryForm(method, path));
-  const does = (operation.description || operation.summary).split(". ")[0].replace(/\.$/, "");
+  const does = (operation.description || operation.summary).split(/\.(?:\s|$)/)[0];
   const summary = element("summary", "", element("span", "method", method),
     element("code", "", path), element("span", "does", does));
   return element("details", "operation", summary, inside);
