@@ -31,7 +31,7 @@ def emoji(
     """Emoji drawings in several styles with names and tags; about 9,000 real pairs."""
     from vlm.data.sources.emoji_fetch import DEFAULT_STYLES, fetch_emoji  # noqa: PLC0415 - slow
 
-    console = Console()
+    console = Console(soft_wrap=True)
     start = time.monotonic()
     counts = fetch_emoji(
         folder,
@@ -73,7 +73,9 @@ def write(
     shards = write_shards(samples, folder, prefix=prefix, samples_per_shard=samples_per_shard)
     manifest = build_manifest(folder) if shards else None
     total = 0 if manifest is None else manifest.num_samples
-    Console().print(f"{total} pairs in {len(shards)} shards: {folder}", highlight=False)
+    Console(soft_wrap=True).print(
+        f"{total} pairs in {len(shards)} shards: {folder}", highlight=False
+    )
 
 
 @app.command()
@@ -81,7 +83,7 @@ def index(folder: Annotated[Path, typer.Argument(help="A folder of .tar shards."
     """Scan shards made by anybody, and write their manifest and index."""
     from vlm.data.manifest import build_manifest  # noqa: PLC0415 - numpy
 
-    console = Console()
+    console = Console(soft_wrap=True)
     start = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -103,7 +105,7 @@ def show(
     from vlm.data.reader import Reader  # noqa: PLC0415 - with it
 
     manifest = open_manifest(folder)
-    console = Console()
+    console = Console(soft_wrap=True)
     size = sum(shard.num_bytes for shard in manifest.shards)
     console.print(
         f"{folder}: {manifest.num_samples} samples, {len(manifest.shards)} shards, "

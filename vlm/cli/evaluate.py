@@ -38,7 +38,7 @@ def evaluate(
     encoder = Encoder(load_bundle(model) if is_bundle else load_run(model))
     console = Console()
     evaluation, datasets = run_tasks(
-        encoder, settings, say=lambda line: console.print(line, highlight=False)
+        encoder, settings, say=lambda line: console.print(line, highlight=False, soft_wrap=True)
     )
     # A bundle is immutable, so its evaluation lies beside it.
     folder = out or (model.parent if is_bundle else model)
@@ -48,4 +48,8 @@ def evaluate(
     draft.replace(folder / "evaluation.json")
     write_report(folder / "evaluation.html", evaluation, settings, datasets)
     print_summary(evaluation, console)
-    console.print(f"written: {folder}/evaluation.json, {folder}/evaluation.html", highlight=False)
+    console.print(
+        f"written: {folder}/evaluation.json, {folder}/evaluation.html",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -18,7 +18,7 @@ def export(
     """Write the bundle of RUN: weights, preprocessing, tokenizer, means, provenance, metrics."""
     from vlm.train.export import export_run  # noqa: PLC0415 - torch costs seconds
 
-    console = Console()
+    console = Console(soft_wrap=True)
     folder = out if out is not None else run / "bundle"
     info = export_run(run, folder, console=console)
     console.print(f"bundle {info.fingerprint[:12]} written to {folder}", highlight=False)

@@ -30,7 +30,7 @@ def index(
     from vlm.data.manifest import open_manifest  # noqa: PLC0415 - numpy
     from vlm.inference import Encoder  # noqa: PLC0415 - torch costs seconds
 
-    console = Console()
+    console = Console(soft_wrap=True)
     total = sum(open_manifest(folder).num_samples for folder in shards)
     encoder = Encoder.load(bundle)
     folder = index or bundle.parent / "index"

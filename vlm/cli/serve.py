@@ -35,7 +35,7 @@ def serve(
             *(overrides or []),
         ]
     )
-    Console().print(
+    Console(soft_wrap=True).print(
         f"serving {info.name} ({info.fingerprint[:12]}) at http://{host}:{port}, "
         f"the API at http://{host}:{port}/docs; Ctrl-C ends it",
         highlight=False,

@@ -32,7 +32,7 @@ def train(
 
     settings = load_config(TrainConfig, config, overrides or [])
     with connected_world(always_join=settings.engine.type == "deepspeed") as world:
-        console = Console(quiet=not world.is_main)
+        console = Console(quiet=not world.is_main, soft_wrap=True)
         result = run_training(settings, world=world, console=console, resume=resume)
         if not result.finished:
             console.print(f"continue with: vlm train {config} --resume", highlight=False)

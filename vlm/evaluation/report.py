@@ -94,21 +94,24 @@ def print_summary(evaluation: Evaluation, console: Console) -> None:
     """Tables for the terminal: every figure beside chance."""
     table = Table(title="zero-shot classification", title_justify="left")
     for column in ("task", "top-1", "top-5", "top-10", "chance", "classes", "images"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+        left = column == "task"
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
     for name, result in evaluation.zero_shot.items():
         table.add_row(
-            name, f"{result.top1:.1%}", f"{result.top5:.1%}", f"{result.top10:.1%}",
+            name.replace("_", " "),
+            f"{result.top1:.1%}", f"{result.top5:.1%}", f"{result.top10:.1%}",
             f"{result.chance:.2%}", str(result.classes), str(result.samples),
         )  # fmt: skip
     console.print(table)
     table = Table(title="retrieval", title_justify="left")
     for column in ("task", "direction", "R@1", "R@5", "R@10", "chance", "median rank"):
-        table.add_column(column, justify="left" if column in ("task", "direction") else "right")
+        left = column in ("task", "direction")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "task")
     for name, both in evaluation.retrieval.items():
         directions = {"image to text": both.image_to_text, "text to image": both.text_to_image}
         for direction, found in directions.items():
             table.add_row(
-                name, direction, f"{found.recall1:.1%}", f"{found.recall5:.1%}",
+                name.replace("_", " "), direction, f"{found.recall1:.1%}", f"{found.recall5:.1%}",
                 f"{found.recall10:.1%}", f"{found.chance:.2%}", f"{found.median_rank:.0f}",
             )  # fmt: skip
     console.print(table)
@@ -118,6 +121,7 @@ def print_summary(evaluation: Evaluation, console: Console) -> None:
             f"{geometry.linear_separability:.2f}, effective rank of images "
             f"{geometry.image_effective_rank:.0f} and captions {geometry.text_effective_rank:.0f}",
             highlight=False,
+            soft_wrap=True,
         )
 
 
