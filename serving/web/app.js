@@ -85,7 +85,6 @@ function searchById(hit, name) {
   byId("query").value = "";
   showQueryImage(hit.thumbnail, name);
   search({ id: hit.id, limit: LIMIT }, `the picture “${name}”`);
-  byId("results").focus({ preventScroll: true }); // its old button is about to go
   byId("search").scrollIntoView();
 }
 
@@ -104,7 +103,10 @@ function showQueryImage(source, description) {
 function showResults(answer, description) {
   const count = answer.results.length;
   bestHit = answer.results.find((hit) => hit.thumbnail) || null;
-  byId("results").replaceChildren(...answer.results.map(hitElement));
+  const list = byId("results");
+  const focused = list.contains(document.activeElement);
+  list.replaceChildren(...answer.results.map(hitElement));
+  if (focused) list.focus({ preventScroll: true });
   const size = answer.items.toLocaleString("en");
   const time = `${Math.max(1, Math.round(answer.milliseconds))} ms`;
   say(
@@ -191,10 +193,12 @@ async function classifyFirstResult() {
 
 function afterPause(action) {
   let timer = 0;
-  return () => {
-    clearTimeout(timer);
+  const cancel = () => clearTimeout(timer);
+  const start = () => {
+    cancel();
     timer = setTimeout(action, TYPING_PAUSE_MS);
   };
+  return { start, cancel };
 }
 
 function takePictures(buttonId, inputId, use) {
@@ -215,11 +219,16 @@ function takeTransfer(event, transfer) {
   else searchByImage(file);
 }
 
+const typing = afterPause(() => searchByText(byId("query").value));
+const relabelling = afterPause(classify);
+
+byId("query").addEventListener("input", typing.start);
+byId("labels").addEventListener("input", relabelling.start);
 byId("search-form").addEventListener("submit", (event) => {
   event.preventDefault();
+  typing.cancel(); // Enter has asked already; a second answer would take the focus away
   searchByText(byId("query").value);
 });
-byId("query").addEventListener("input", afterPause(() => searchByText(byId("query").value)));
 byId("examples").addEventListener("click", ({ target }) => {
   if (!target.classList.contains("chip")) return;
   byId("query").value = target.textContent;
@@ -228,7 +237,6 @@ byId("examples").addEventListener("click", ({ target }) => {
 takePictures("search-pick", "search-file", searchByImage);
 takePictures("classify-pick", "classify-file", chooseForClassification);
 byId("classify-first").addEventListener("click", classifyFirstResult);
-byId("labels").addEventListener("input", afterPause(classify));
 
 document.addEventListener("keydown", (event) => {
   if (event.key !== "/" || event.target.matches("input, textarea")) return;
