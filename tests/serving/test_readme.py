@@ -1,0 +1,20 @@
+from pathlib import Path
+
+from fastapi.testclient import TestClient
+
+from serving.settings import ServingSettings
+
+README = Path("serving/README.md").read_text(encoding="utf-8")
+
+
+def test_every_route_is_shown_with_a_curl(client: TestClient) -> None:
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        shown = f"localhost:8000{path.replace('{item_id}', 'my-apple')}"
+        for method in methods:
+            prefix = "curl -X DELETE" if method == "delete" else "curl"
+            assert f"{prefix} {shown}" in README
+
+
+def test_every_setting_is_in_the_table() -> None:
+    for name in ServingSettings.model_fields:
+        assert f"`{name}`" in README
