@@ -6,9 +6,9 @@ import sys
 
 import uvicorn
 
-from serving.app import create_app
 from serving.settings import ServingSettings, load_settings
 from vlm.errors import VlmError
+from vlm.openmp import let_idle_threads_sleep
 
 __all__ = ["main", "run"]
 
@@ -17,6 +17,9 @@ _FLAGS = ("bundle", "index", "host", "port")
 
 def run(settings: ServingSettings) -> None:
     """Serve until SIGTERM or Ctrl-C; requests in flight are finished first."""
+    let_idle_threads_sleep()
+    from serving.app import create_app  # noqa: PLC0415 - torch reads the thread policy when it loads
+
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     uvicorn.run(
         create_app(settings),

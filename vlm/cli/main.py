@@ -17,6 +17,7 @@ from vlm.cli.index import index
 from vlm.cli.serve import serve
 from vlm.cli.train import train
 from vlm.errors import VlmError
+from vlm.openmp import let_idle_threads_sleep
 
 __all__ = ["main"]
 
@@ -40,6 +41,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line; errors that a person can fix are printed without a traceback."""
+    let_idle_threads_sleep()
     try:
         app()
     except VlmError as error:
