@@ -6,13 +6,13 @@ PORT ?= 8000
 BIN := .venv/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Where npm is missing, the demo's downloads use the one inside this wheel.
-NPM := $(if $(shell command -v npm),,$(comma)npm)
 comma := ,
+NPM := $(if $(shell command -v npm),,$(comma)npm)
 
 DATA := data/emoji
 RUN := runs/demo
 
-.PHONY: demo install install-dev test check format serve clean browser help
+.PHONY: demo install install-dev test check format serve bench-loss clean browser help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -28,7 +28,7 @@ install-dev: .venv/.installed-dev ## the environment with the tools for tests an
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "installing pinned dependencies into .venv (about a minute, more where torch brings CUDA)"
 	@$(PIP) -e '.[serve$(NPM)]'
 	@touch $@
@@ -65,6 +65,10 @@ check: .venv/.installed-dev ## format, lint, types, and the floors of the house
 format: .venv/.installed-dev ## rewrite the files as `make check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-loss: .venv/.installed-dev ## our losses against open_clip's: time and peak memory, as JSON
+	@mkdir -p build
+	$(BIN)/python -m tests.bench.bench_loss --out build/bench-loss.json
 
 # The page is tested in a real Chromium. Without one, and without the right to install it, those
 # tests say so and are skipped.
