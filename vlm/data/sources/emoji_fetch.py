@@ -24,6 +24,7 @@ from vlm.data.manifest import build_manifest, open_manifest
 from vlm.data.samples import Sample
 from vlm.data.sources.emoji import (
     CONCEPTS_PACKAGE,
+    SPLIT_RULE,
     STYLES,
     Drawing,
     Style,
@@ -78,7 +79,12 @@ def fetch_emoji(
         message = f"no such style: {', '.join(unknown)}; known are {', '.join(STYLES)}"
         raise DataError(message)
     packages = {name: STYLES[name].package for name in sorted(styles)}
-    wanted = {"concepts": CONCEPTS_PACKAGE, "styles": packages, "size": size}
+    wanted = {
+        "concepts": CONCEPTS_PACKAGE,
+        "styles": packages,
+        "size": size,
+        "split": SPLIT_RULE,
+    }
     found = _already_there(folder, wanted)
     if found is not None:
         say(f"{folder}: already fetched, {sum(found.values())} pairs")
