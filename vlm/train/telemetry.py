@@ -137,6 +137,6 @@ def truncate_metrics(path: Path, step: int) -> None:
 def _line(figures: Mapping[str, float], rate: float, remaining_seconds: float) -> str:
     minutes, seconds = divmod(round(remaining_seconds), 60)
     return (
-        f"loss {figures['loss']:.3f}  scale {figures['logit_scale']:.1f}  "
+        f"loss {figures['loss']:.3f}  temperature {1 / figures['logit_scale']:.4f}  "
         f"gap {figures['modality_gap']:.3f}  {rate:.0f} samples/s  ETA {minutes}:{seconds:02d}"
     )
