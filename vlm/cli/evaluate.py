@@ -8,6 +8,7 @@ from rich.console import Console
 
 from vlm.config import load_config
 from vlm.errors import VlmError
+from vlm.files import write_text_whole
 
 __all__ = ["evaluate"]
 
@@ -43,9 +44,7 @@ def evaluate(
     # A bundle is immutable, so its evaluation lies beside it.
     folder = out or (model.parent if is_bundle else model)
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / ".evaluation.json.draft"
-    draft.write_text(evaluation.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    draft.replace(folder / "evaluation.json")
+    write_text_whole(folder / "evaluation.json", evaluation.model_dump_json(indent=2) + "\n")
     write_report(folder / "evaluation.html", evaluation, settings, datasets)
     print_summary(evaluation, console)
     console.print(

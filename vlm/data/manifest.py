@@ -21,6 +21,7 @@ from jaxtyping import Int64
 
 from vlm.data.samples import IMAGE_EXTENSIONS
 from vlm.errors import DataError
+from vlm.files import write_text_whole
 
 __all__ = ["INDEX_DTYPE", "Manifest", "ShardInfo", "build_manifest", "open_manifest"]
 
@@ -115,9 +116,7 @@ def build_manifest(folder: Path, *, progress: Callable[[int, int], None] | None 
         "fingerprint": _fingerprint(shards),
         "shards": [asdict(shard) for shard in shards],
     }
-    draft = folder / f".{_MANIFEST}.draft"
-    draft.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-    draft.replace(folder / _MANIFEST)
+    write_text_whole(folder / _MANIFEST, json.dumps(tree, indent=1) + "\n")
     return open_manifest(folder)
 
 

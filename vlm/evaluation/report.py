@@ -21,6 +21,7 @@ from vlm.evaluation.geometry import Geometry
 from vlm.evaluation.ranks import best_positive_ranks, top_matches
 from vlm.evaluation.run import EmbeddedDataset, Evaluation
 from vlm.evaluation.tasks import EvaluationConfig
+from vlm.files import write_text_whole
 
 __all__ = ["print_summary", "write_report"]
 
@@ -85,9 +86,7 @@ def write_report(
         },
         spoken=lambda name: name.replace("_", " "),
     )
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    write_text_whole(path, page)
 
 
 def print_summary(evaluation: Evaluation, console: Console) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from vlm.data.augment import augment_images, draw_uniform
 from vlm.distributed import World, any_rank
 from vlm.errors import CheckpointError, VlmError
+from vlm.files import write_text_whole
 from vlm.optim import learning_rate_factor, set_learning_rates
 from vlm.preprocess import normalise_images, trim_padding
 from vlm.train.checkpoint import latest_checkpoint, load_weights, save_checkpoint
@@ -213,12 +213,8 @@ def _refuse_non_finite(loss: float, step: int, config: TrainConfig) -> None:
 
 def _write_config(config: TrainConfig) -> None:
     config.run_folder.mkdir(parents=True, exist_ok=True)
-    path: Path = config.run_folder / "config.yaml"
-    draft = path.with_name(".config.yaml.draft")
-    draft.write_text(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
-    )
-    draft.replace(path)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_text_whole(config.run_folder / "config.yaml", text)
 
 
 def _waiting_counted(batches: Iterator[Batch], telemetry: Telemetry) -> Iterator[Batch]:

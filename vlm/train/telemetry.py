@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from vlm.files import write_text_whole
+
 __all__ = ["Telemetry", "open_telemetry", "truncate_metrics"]
 
 
@@ -129,9 +131,7 @@ def truncate_metrics(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:
             break
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text("".join(kept), encoding="utf-8")
-    draft.replace(path)
+    write_text_whole(path, "".join(kept))
 
 
 def _line(figures: Mapping[str, float], rate: float, remaining_seconds: float) -> str:

@@ -36,6 +36,7 @@ from vlm.data.sources.emoji import (
 from vlm.data.sources.npm import fetch_package
 from vlm.data.write import write_shards
 from vlm.errors import DataError
+from vlm.files import write_text_whole
 from vlm.preprocess import flatten_image
 
 __all__ = ["DEFAULT_STYLES", "fetch_emoji"]
@@ -98,12 +99,12 @@ def fetch_emoji(
     (folder / "fetched.json").unlink(missing_ok=True)
     shutil.rmtree(shards, ignore_errors=True)
     draft.rename(shards)
-    _write_text(folder / "LICENSES.md", _licenses(counts))
+    write_text_whole(folder / "LICENSES.md", _licenses(counts))
     splits: Counter[str] = Counter()
     for (_, split), count in counts.items():
         splits[split] += count
     tree = {**wanted, "samples": dict(splits)}
-    _write_text(folder / "fetched.json", json.dumps(tree, indent=1, sort_keys=True) + "\n")
+    write_text_whole(folder / "fetched.json", json.dumps(tree, indent=1, sort_keys=True) + "\n")
     return dict(splits)
 
 
@@ -217,9 +218,3 @@ def _licenses(counts: Counter[tuple[str, str]]) -> str:
             "",
         ]
     )
-
-
-def _write_text(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
