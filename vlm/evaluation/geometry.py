@@ -9,7 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.config import Config
@@ -30,14 +30,17 @@ class Geometry(Config):
     linear_separability: float
     """Held-out accuracy of telling images from captions, split by pair; 0.5 means no gap."""
     relative_gap: float
-    """Mean matched distance m over m + mean intra-modal distance, 0 to 1 (arXiv:2404.07983)."""
+    """Mean matched distance m over m + mean intra-modal distance, 0 to 1 (arXiv:2404.07983).
+
+    Rows of one group are left out of the intra-modal mean, as the paper's definition asks.
+    """
     alignment: float
     """Mean squared distance of matching rows, 0 to 4 (arXiv:2005.10242)."""
     image_uniformity: float
     """Log mean Gaussian potential; lower is more spread (arXiv:2005.10242)."""
     text_uniformity: float
     cross_uniformity: float
-    """The same between images and captions that do not match (arXiv:2405.18570)."""
+    """The same between images and captions of different groups (arXiv:2405.18570)."""
     uniformity_floor: float
     """What evenly spread points of this dimension have, -4 + 8/d."""
     image_effective_rank: float
@@ -51,24 +54,37 @@ class Geometry(Config):
     pairs: int
 
 
-def measure_geometry(images: Rows, texts: Rows, generator: torch.Generator) -> Geometry:
+def measure_geometry(
+    images: Rows,
+    texts: Rows,
+    generator: torch.Generator,
+    *,
+    groups: Int64[Tensor, " pair"] | None = None,
+) -> Geometry:
     """All figures of one set of pairs.
 
     Args:
         images: Unit rows.
         texts: Unit rows; row i matches row i of `images`.
         generator: Splits pairs for the separability.
+        groups: Pairs with equal numbers show the same thing; by default every pair its own.
 
     Raises:
-        ValueError: If there are fewer than 5 pairs.
+        ValueError: If there are fewer than 5 pairs, or all are of one group.
     """
     if len(images) < 5:
         message = f"geometry needs at least 5 pairs, got {len(images)}"
         raise ValueError(message)
-    image, text = images.double(), texts.double()
+    own = torch.arange(len(images))
+    groups = own if groups is None else groups
+    if bool((groups == groups[0]).all()):
+        message = f"geometry needs at least 2 groups, all {len(images)} pairs are of one"
+        raise ValueError(message)
+    # Unit rows of fp32 are unit to 1e-7 only, which the root below would blow up to 3e-4.
+    image, text = F.normalize(images.double(), dim=1), F.normalize(texts.double(), dim=1)
     matched = (image * text).sum(dim=1)
     squared = (2 - 2 * matched).clamp(min=0)
-    intra = 0.5 * (_mean_other_cosine(image) + _mean_other_cosine(text))
+    intra = 0.5 * (_mean_other_cosine(image, groups) + _mean_other_cosine(text, groups))
     matched_distance, intra_distance = (1 - matched.mean()) / 2, (1 - intra) / 2
     return Geometry(
         centroid_gap=float((image.mean(dim=0) - text.mean(dim=0)).norm()),
@@ -76,9 +92,9 @@ def measure_geometry(images: Rows, texts: Rows, generator: torch.Generator) -> G
         linear_separability=_linear_separability(image, text, generator),
         relative_gap=float(matched_distance / (matched_distance + intra_distance).clamp(min=1e-12)),
         alignment=float(squared.mean()),
-        image_uniformity=_log_mean_potential(image, image),
-        text_uniformity=_log_mean_potential(text, text),
-        cross_uniformity=_log_mean_potential(image, text),
+        image_uniformity=_log_mean_potential(image, image, own),
+        text_uniformity=_log_mean_potential(text, text, own),
+        cross_uniformity=_log_mean_potential(image, text, groups),
         uniformity_floor=-4 + 8 / image.shape[1],
         image_effective_rank=_effective_rank(image),
         text_effective_rank=_effective_rank(text),
@@ -89,22 +105,33 @@ def measure_geometry(images: Rows, texts: Rows, generator: torch.Generator) -> G
     )
 
 
-def _mean_other_cosine(rows: Rows) -> Tensor:
-    """Mean cosine of different rows, from the sum of all: |sum z|^2 counts every pair twice."""
-    count = len(rows)
-    return (rows.sum(dim=0).square().sum() - rows.square().sum()) / (count * (count - 1))
+def _mean_other_cosine(rows: Rows, groups: Int64[Tensor, " pair"]) -> Tensor:
+    """Mean cosine of rows of different groups, without a matrix of pairs.
+
+    |sum z|^2 is the sum over all ordered pairs, and so it is within each group.
+    """
+    _, inverse = torch.unique(groups, return_inverse=True)
+    sums = torch.zeros(int(inverse.max()) + 1, rows.shape[1], dtype=rows.dtype)
+    sums.index_add_(0, inverse, rows)
+    total = rows.sum(dim=0).square().sum() - sums.square().sum()
+    return total / _ordered_pairs(groups)
 
 
-def _log_mean_potential(left: Rows, right: Rows) -> float:
-    """Log mean over i != j of exp(-2 |left_i - right_j|^2), in tiles of rows."""
+def _ordered_pairs(groups: Int64[Tensor, " pair"]) -> int:
+    """How many ordered pairs there are of rows of different groups."""
+    _, sizes = torch.unique(groups, return_counts=True)
+    return len(groups) ** 2 - int(sizes.square().sum())
+
+
+def _log_mean_potential(left: Rows, right: Rows, groups: Int64[Tensor, " pair"]) -> float:
+    """Log mean of exp(-2 |left_i - right_j|^2) over i, j of different groups, in tiles of rows."""
     sums = []
     for start in range(0, len(left), _TILE):
         potentials = 4 * (left[start : start + _TILE] @ right.T) - 4
-        rows = torch.arange(len(potentials))
-        potentials[rows, rows + start] = -torch.inf
+        potentials.masked_fill_(groups[start : start + _TILE, None] == groups, -torch.inf)
         sums.append(torch.logsumexp(potentials.flatten(), dim=0))
     total = torch.logsumexp(torch.stack(sums), dim=0)
-    return float(total) - math.log(len(left) * (len(left) - 1))
+    return float(total) - math.log(_ordered_pairs(groups))
 
 
 def _linear_separability(image: Rows, text: Rows, generator: torch.Generator) -> float:

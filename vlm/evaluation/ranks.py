@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = ["best_positive_ranks", "top_matches"]
 
 _TILE = 4096
+_TOP_ROWS = 256
 
 
 def best_positive_ranks(
@@ -49,8 +50,12 @@ def top_matches(
     queries: Float[Tensor, "query dim"], gallery: Float[Tensor, "item dim"], k: int
 ) -> Int64[Tensor, "query k"]:
     """Indices of the `k` most similar items of each query, best first, ties by index."""
-    similarities = (queries.double() @ gallery.double().T).float()
-    return similarities.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    items = gallery.double().T
+    found = [
+        (part.double() @ items).float().sort(dim=1, descending=True, stable=True).indices[:, :k]
+        for part in queries.split(_TOP_ROWS)
+    ]
+    return torch.cat(found)
 
 
 def _ranks(

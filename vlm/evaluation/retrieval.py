@@ -18,7 +18,7 @@ class Recall(Config):
     recall5: float = Field(ge=0, le=1)
     recall10: float = Field(ge=0, le=1)
     median_rank: float = Field(ge=1)
-    """Of the first positive, counted from 1."""
+    """Of the first positive, counted from 1; between the two middle ranks of an even count."""
     mrr: float = Field(ge=0, le=1)
     """Mean of 1 / rank."""
     queries: int
@@ -56,9 +56,15 @@ def recall(
         recall1=float((ranks < 1).double().mean()),
         recall5=float((ranks < 5).double().mean()),
         recall10=float((ranks < 10).double().mean()),
-        median_rank=float(ranks.median()) + 1,
+        median_rank=_median(ranks) + 1,
         mrr=float((1 / (ranks + 1)).mean()),
         queries=len(queries),
         gallery=len(gallery),
         chance=float((positives / len(gallery)).mean()),
     )
+
+
+def _median(values: Float[Tensor, " query"]) -> float:
+    """The usual median; torch's own takes the lower of the two middle values."""
+    ordered, middle = values.sort().values, len(values) // 2
+    return float(ordered[middle - 1 + len(values) % 2] + ordered[middle]) / 2

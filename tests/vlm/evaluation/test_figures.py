@@ -94,6 +94,19 @@ def test_top_matches_are_best_first_and_ties_by_index() -> None:
     assert top_matches(torch.ones(1, 1), gallery, 3).tolist() == [[1, 3, 0]]
 
 
+def test_top_matches_do_not_depend_on_how_the_queries_are_cut() -> None:
+    queries, gallery = unit_rows(600, 6).float(), unit_rows(40, 6, seed=1).float()
+    whole = (queries.double() @ gallery.double().T).argsort(dim=1, descending=True)[:, :3]
+    assert top_matches(queries, gallery, 3).equal(whole)
+
+
+def test_the_median_of_an_even_count_lies_between_the_middle_ranks() -> None:
+    queries, groups = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.arange(2)
+    assert recall(queries, torch.eye(2), groups, groups).median_rank == 1.5
+    queries, groups = torch.eye(3)[[0, 0, 0]], torch.arange(3)
+    assert recall(queries, torch.eye(3), groups, groups).median_rank == 2.0
+
+
 def test_nothing_to_measure_is_told() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         zero_shot_accuracy(torch.empty(0, 3), torch.eye(3), torch.empty(0, dtype=torch.int64))
@@ -107,8 +120,9 @@ def test_identical_modalities_have_no_gap() -> None:
     rows = unit_rows(400, 16).float()
     found = measure_geometry(rows, rows, seeded())
     assert found.centroid_gap == 0
-    assert found.pair_distance == pytest.approx(0, abs=1e-3)
-    assert found.alignment == pytest.approx(0, abs=1e-6)
+    # Rows of fp32 are unit to 1e-7, whose root must not show as a distance.
+    assert found.pair_distance == pytest.approx(0, abs=1e-6)
+    assert found.alignment == pytest.approx(0, abs=1e-12)
     assert found.relative_gap == pytest.approx(0, abs=1e-6)
     assert found.linear_separability == pytest.approx(0.5, abs=0.1)
 
@@ -144,6 +158,40 @@ def test_figures_equal_their_direct_forms() -> None:
     counts = torch.bincount(nearest.flatten(), minlength=60).double()
     z = (counts - counts.mean()) / counts.std(unbiased=False)
     assert found.hubness_skew == pytest.approx(float((z**3).mean()), abs=1e-6)
+
+
+def test_rows_of_one_group_are_no_strangers_to_each_other() -> None:
+    image, text = unit_rows(60, 8), unit_rows(60, 8, seed=1)
+    groups = torch.randint(0, 12, (60,), generator=seeded())
+    found = measure_geometry(image.float(), text.float(), seeded(), groups=groups)
+    image, text = image.float().double(), text.float().double()
+    strangers = groups[:, None] != groups[None]
+    within = [float(((1 - z @ z.T) / 2)[strangers].mean()) for z in (image, text)]
+    matched = float(((1 - (image * text).sum(1)) / 2).mean())
+    assert found.relative_gap == pytest.approx(matched / (matched + sum(within) / 2), abs=1e-6)
+    squared = (image[:, None] - text[None]).square().sum(-1)
+    cross = float(torch.log(torch.exp(-2 * squared)[strangers].mean()))
+    assert found.cross_uniformity == pytest.approx(cross, abs=1e-6)
+    alone = measure_geometry(image.float(), text.float(), seeded())
+    assert found.image_uniformity == alone.image_uniformity
+    numbered = measure_geometry(image.float(), text.float(), seeded(), groups=torch.arange(60))
+    assert numbered == alone
+
+
+def test_geometry_is_the_same_whatever_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, text = unit_rows(50, 8).float(), unit_rows(50, 8, seed=1).float()
+    groups = torch.arange(50) // 3
+    whole = measure_geometry(image, text, seeded(), groups=groups)
+    monkeypatch.setattr("vlm.evaluation.geometry._TILE", 7)
+    cut = measure_geometry(image, text, seeded(), groups=groups)
+    for name, value in whole.model_dump().items():
+        assert cut.model_dump()[name] == pytest.approx(value, abs=1e-12), name
+
+
+def test_pairs_of_one_single_group_are_refused() -> None:
+    rows = unit_rows(6, 4).float()
+    with pytest.raises(ValueError, match="at least 2 groups, all 6 pairs are of one"):
+        measure_geometry(rows, rows, seeded(), groups=torch.zeros(6, dtype=torch.int64))
 
 
 def test_an_even_spread_reaches_the_floor_and_full_rank() -> None:
