@@ -38,14 +38,14 @@ def evaluate(
     settings = load_config(EvaluationConfig, config, overrides or [])
     encoder = Encoder(load_bundle(model) if is_bundle else load_run(model))
     console = Console()
-    evaluation, datasets = run_tasks(
+    evaluation, evidence = run_tasks(
         encoder, settings, say=lambda line: console.print(line, highlight=False, soft_wrap=True)
     )
     # A bundle is immutable, so its evaluation lies beside it.
     folder = out or (model.parent if is_bundle else model)
     folder.mkdir(parents=True, exist_ok=True)
     write_text_whole(folder / "evaluation.json", evaluation.model_dump_json(indent=2) + "\n")
-    write_report(folder / "evaluation.html", evaluation, settings, datasets)
+    write_report(folder / "evaluation.html", evaluation, settings, evidence)
     print_summary(evaluation, console)
     console.print(
         f"written: {folder}/evaluation.json, {folder}/evaluation.html",

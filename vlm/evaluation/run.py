@@ -15,15 +15,15 @@ from vlm.data.manifest import open_manifest
 from vlm.data.reader import Reader
 from vlm.data.samples import Sample
 from vlm.data.sequential import iterate_samples
-from vlm.errors import DataError
+from vlm.errors import BundleError, DataError
 from vlm.evaluation.geometry import Geometry, measure_geometry
 from vlm.evaluation.retrieval import RetrievalResult, recall
-from vlm.evaluation.tasks import EvaluationConfig, ZeroShotTask
+from vlm.evaluation.tasks import EvaluationConfig, GeometryTask, ZeroShotTask
 from vlm.evaluation.zero_shot import ZeroShotResult, zero_shot_accuracy
 from vlm.inference import Encoder, ModalityMeans, class_embeddings
 from vlm.preprocess import decode_image
 
-__all__ = ["EmbeddedDataset", "Evaluation", "ModelFacts", "embed_dataset", "evaluate",
+__all__ = ["EmbeddedDataset", "Evaluation", "Evidence", "ModelFacts", "embed_dataset", "evaluate",
            "modality_means"]  # fmt: skip
 
 _CHUNK = 256
@@ -75,9 +75,19 @@ class EmbeddedDataset:
         return torch.tensor([numbers[str(s.metadata[field])] for s in self.samples])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the figures were computed from, for the report."""
+
+    datasets: dict[Path, EmbeddedDataset]
+    """By folder."""
+    class_rows: dict[str, Float[Tensor, "class dim"]]
+    """By zero-shot task; row i is of class number i of `EmbeddedDataset.groups`."""
+
+
 def evaluate(
     encoder: Encoder, config: EvaluationConfig, *, say: Callable[[str], None]
-) -> tuple[Evaluation, dict[Path, EmbeddedDataset]]:
+) -> tuple[Evaluation, Evidence]:
     """Run every task.
 
     Args:
@@ -86,10 +96,11 @@ def evaluate(
         say: Told one line a dataset.
 
     Returns:
-        The figures, and the embedded datasets by folder, for the report.
+        The figures, and what they were computed from.
 
     Raises:
-        DataError: If a dataset cannot be read or lacks a field that a task names.
+        DataError: If a dataset cannot be read, is too small, or lacks a field that a task names.
+        BundleError: If the model gives embeddings that are no numbers.
     """
     start = time.monotonic()
     datasets: dict[Path, EmbeddedDataset] = {}
@@ -98,10 +109,14 @@ def evaluate(
         data = datasets[folder] = embed_dataset(encoder, folder)
         rate = len(data.samples) / max(time.monotonic() - began, 1e-9)
         say(f"{folder}: {len(data.samples)} pairs embedded, {rate:.0f} pairs/s")
+    class_rows = {
+        name: _class_rows(encoder, datasets[task.shards], task)
+        for name, task in config.zero_shot.items()
+    }
     evaluation = Evaluation(
         model=ModelFacts(name=encoder.info.name, fingerprint=encoder.fingerprint, dim=encoder.dim),
         zero_shot={
-            name: _zero_shot(encoder, datasets[task.shards], task)
+            name: _zero_shot(datasets[task.shards], class_rows[name], task.class_field)
             for name, task in config.zero_shot.items()
         },
         retrieval={
@@ -109,12 +124,12 @@ def evaluate(
             for name, task in config.retrieval.items()
         },
         geometry={
-            name: _geometry(datasets[task.shards], config.seed)
+            name: _geometry(datasets[task.shards], task, config.seed)
             for name, task in config.geometry.items()
         },
         seconds=round(time.monotonic() - start, 2),
     )
-    return evaluation, datasets
+    return evaluation, Evidence(datasets=datasets, class_rows=class_rows)
 
 
 def embed_dataset(
@@ -123,6 +138,10 @@ def embed_dataset(
     """Embed the pairs of a dataset; with `max_pairs`, those with the lowest sample ids.
 
     Ids are hashes, so the choice is even over shards.
+
+    Raises:
+        DataError: If the dataset or one of its images cannot be read.
+        BundleError: If the model gives embeddings that are no numbers.
     """
     kept: list[Sample] = []
     images: list[Float[np.ndarray, "batch dim"]] = []
@@ -137,9 +156,11 @@ def embed_dataset(
         images.append(_encode_images(encoder, chunk))
         kept += chunk
     texts = encoder.encode_texts([sample.text for sample in kept])
-    return EmbeddedDataset(
+    data = EmbeddedDataset(
         samples=kept, images=torch.from_numpy(np.concatenate(images)), texts=torch.from_numpy(texts)
     )
+    _check_finite(encoder, data)
+    return data
 
 
 def modality_means(encoder: Encoder, folder: Path, *, max_pairs: int) -> ModalityMeans:
@@ -150,6 +171,17 @@ def modality_means(encoder: Encoder, folder: Path, *, max_pairs: int) -> Modalit
         text=data.texts.double().mean(dim=0).tolist(),
         num_pairs=len(data.samples),
     )
+
+
+def _check_finite(encoder: Encoder, data: EmbeddedDataset) -> None:
+    for modality, rows in (("images", data.images), ("captions", data.texts)):
+        bad = int((~torch.isfinite(rows).all(dim=1)).sum())
+        if bad:
+            message = (
+                f"model {encoder.info.name!r}: the embeddings of {bad} of {len(rows)} {modality} "
+                f"are not finite numbers. The training diverged; train with a lower optim.lr"
+            )
+            raise BundleError(message)
 
 
 def _encode_images(encoder: Encoder, samples: list[Sample]) -> Float[np.ndarray, "batch dim"]:
@@ -170,14 +202,21 @@ def _some_samples(folder: Path, count: int) -> Iterator[Sample]:
             yield reader.read(row)
 
 
-def _zero_shot(encoder: Encoder, data: EmbeddedDataset, task: ZeroShotTask) -> ZeroShotResult:
-    labels = data.groups(task.class_field)
+def _class_rows(
+    encoder: Encoder, data: EmbeddedDataset, task: ZeroShotTask
+) -> Float[Tensor, "class dim"]:
     prompts: dict[int, list[str]] = {}
-    for label, sample in zip(labels.tolist(), data.samples, strict=True):
+    for label, sample in zip(data.groups(task.class_field).tolist(), data.samples, strict=True):
         if label not in prompts:
             prompts[label] = [_fill(prompt, sample) for prompt in task.prompts]
     rows = class_embeddings(encoder.encode_texts, [prompts[i] for i in range(len(prompts))])
-    return zero_shot_accuracy(data.images, torch.from_numpy(rows), labels)
+    return torch.from_numpy(rows)
+
+
+def _zero_shot(
+    data: EmbeddedDataset, class_rows: Float[Tensor, "class dim"], class_field: str
+) -> ZeroShotResult:
+    return zero_shot_accuracy(data.images, class_rows, data.groups(class_field))
 
 
 def _fill(prompt: str, sample: Sample) -> str:
@@ -194,6 +233,11 @@ def _retrieval(data: EmbeddedDataset, group_field: str | None) -> RetrievalResul
     )
 
 
-def _geometry(data: EmbeddedDataset, seed: int) -> Geometry:
+def _geometry(data: EmbeddedDataset, task: GeometryTask, seed: int) -> Geometry:
     generator = torch.Generator().manual_seed(seed)
-    return measure_geometry(data.images, data.texts, generator)
+    groups = data.groups(task.group_field)
+    try:
+        return measure_geometry(data.images, data.texts, generator, groups=groups)
+    except ValueError as error:
+        message = f"{task.shards}: {error}"
+        raise DataError(message) from error

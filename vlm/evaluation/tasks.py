@@ -29,9 +29,12 @@ class RetrievalTask(Config):
 
 
 class GeometryTask(Config):
-    """Measure where the modalities lie, on one pair each of distinct samples."""
+    """Measure where the modalities lie."""
 
     shards: Path
+    group_field: str | None = None
+    """Samples with equal values here are no strangers: their distances are left out of the
+    relative gap and the cross-uniformity; none: every sample is its own group."""
 
 
 class EvaluationConfig(Config):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from tests.support import tiny_bundle, write_dataset
 from vlm.config import validate_config
-from vlm.errors import DataError
+from vlm.errors import BundleError, DataError
 from vlm.evaluation import (
     Evaluation,
     EvaluationConfig,
@@ -20,7 +21,7 @@ from vlm.evaluation import (
     write_report,
 )
 from vlm.evaluation.run import embed_dataset
-from vlm.inference import Encoder
+from vlm.inference import Encoder, load_bundle
 
 
 @pytest.fixture
@@ -45,8 +46,9 @@ def test_every_task_is_measured_and_each_dataset_embedded_once(
 ) -> None:
     write_dataset(tmp_path / "shards", 40)
     said: list[str] = []
-    evaluation, datasets = evaluate(encoder, config(tmp_path), say=said.append)
-    assert len(said) == len(datasets) == 1
+    evaluation, evidence = evaluate(encoder, config(tmp_path), say=said.append)
+    assert len(said) == len(evidence.datasets) == 1
+    assert evidence.class_rows["t"].shape == (16, encoder.dim)
     zero_shot = evaluation.zero_shot["t"]
     assert (zero_shot.classes, zero_shot.samples) == (16, 40)
     assert zero_shot.top1 <= zero_shot.top5 <= zero_shot.top10
@@ -71,6 +73,23 @@ def test_a_class_field_that_is_missing_lists_those_there_are(
         DataError, match="has no 'label' in its .json; it has: concept, style, tags"
     ):
         evaluate(encoder, config(tmp_path, "label"), say=lambda _: None)
+
+
+def test_a_dataset_too_small_for_geometry_is_named(tmp_path: Path, encoder: Encoder) -> None:
+    write_dataset(tmp_path / "shards", 4)
+    with pytest.raises(DataError, match=r"shards: geometry needs at least 5 pairs, got 4"):
+        evaluate(encoder, config(tmp_path), say=lambda _: None)
+
+
+def test_a_diverged_model_is_refused_by_name(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "shards", 8)
+    tiny_bundle(tmp_path / "bundle")
+    bundle = load_bundle(tmp_path / "bundle")
+    with torch.no_grad():
+        for parameter in bundle.model.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(BundleError, match="'tiny': the embeddings of 8 of 8 .* not finite"):
+        embed_dataset(Encoder(bundle), tmp_path / "shards")
 
 
 def test_means_are_those_of_the_rows_and_a_part_is_chosen_by_id(
@@ -103,14 +122,15 @@ class _Page(HTMLParser):
 def test_the_report_is_one_page_that_loads_nothing(tmp_path: Path, encoder: Encoder) -> None:
     write_dataset(tmp_path / "shards", 40)
     settings = config(tmp_path)
-    evaluation, datasets = evaluate(encoder, settings, say=lambda _: None)
-    write_report(tmp_path / "report.html", evaluation, settings, datasets)
+    evaluation, evidence = evaluate(encoder, settings, say=lambda _: None)
+    write_report(tmp_path / "report.html", evaluation, settings, evidence)
     text = (tmp_path / "report.html").read_text()
     page = _Page()
     page.feed(text)
     assert page.links
     assert all(link.startswith(("data:", "#")) for link in page.links)
     assert "script" not in page.tags
+    assert page.tags.count("svg") == 3
     assert "url(http" not in text
     assert page.images_without_alt == 0
     assert page.tags.count("h1") == 1
@@ -119,17 +139,42 @@ def test_the_report_is_one_page_that_loads_nothing(tmp_path: Path, encoder: Enco
     assert sorted(p.name for p in tmp_path.glob("*report*")) == ["report.html"]
 
 
+def test_equal_evaluations_give_equal_pages(tmp_path: Path, encoder: Encoder) -> None:
+    write_dataset(tmp_path / "shards", 40)
+    settings = config(tmp_path)
+    evaluation, evidence = evaluate(encoder, settings, say=lambda _: None)
+    for name in ("first.html", "second.html"):
+        write_report(tmp_path / name, evaluation, settings, evidence)
+    assert (tmp_path / "first.html").read_bytes() == (tmp_path / "second.html").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["zero_shot", "retrieval", "geometry"])
+def test_a_report_of_one_kind_of_task_is_whole(tmp_path: Path, encoder: Encoder, kind: str) -> None:
+    write_dataset(tmp_path / "shards", 40)
+    tree = config(tmp_path).model_dump(mode="json")
+    settings = validate_config(EvaluationConfig, {kind: tree[kind]}, source="test")
+    evaluation, evidence = evaluate(encoder, settings, say=lambda _: None)
+    write_report(tmp_path / "report.html", evaluation, settings, evidence)
+    headings = {"zero_shot": "Zero-shot", "retrieval": "Retrieval", "geometry": "Geometry"}
+    page, output = (tmp_path / "report.html").read_text(), io.StringIO()
+    print_summary(evaluation, Console(file=output, width=120))
+    for name, heading in headings.items():
+        assert (f"<h2>{heading}" in page) == (name == kind)
+    assert ("zero-shot" in output.getvalue()) == (kind == "zero_shot")
+    assert ("retrieval" in output.getvalue()) == (kind == "retrieval")
+
+
 def test_captions_cannot_inject_markup_into_the_report(tmp_path: Path, encoder: Encoder) -> None:
     write_dataset(tmp_path / "shards", 40)
     settings = config(tmp_path)
-    evaluation, datasets = evaluate(encoder, settings, say=lambda _: None)
-    for data in datasets.values():
+    evaluation, evidence = evaluate(encoder, settings, say=lambda _: None)
+    for data in evidence.datasets.values():
         for index, sample in enumerate(data.samples):
             data.samples[index] = type(sample)(
                 key=sample.key, image=sample.image, text="<script>x</script>",
                 metadata=sample.metadata,
             )  # fmt: skip
-    write_report(tmp_path / "report.html", evaluation, settings, datasets)
+    write_report(tmp_path / "report.html", evaluation, settings, evidence)
     assert "<script>" not in (tmp_path / "report.html").read_text()
 
 

@@ -1,0 +1,66 @@
+import base64
+import io
+
+import torch
+from PIL import Image
+
+from tests.support import encoded
+from vlm.data.samples import Sample
+from vlm.evaluation.examples import Thumbnail, mistakes, queries
+from vlm.evaluation.run import EmbeddedDataset
+
+
+def dataset(images: torch.Tensor, texts: torch.Tensor, concepts: str) -> EmbeddedDataset:
+    """Samples named s0, s1, ...; each letter of `concepts` is one sample's concept."""
+    pixel = encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 0)))
+    samples = [
+        Sample(key=f"s{i}", image=pixel, text=f"s{i}", metadata={"concept": concept})
+        for i, concept in enumerate(concepts)
+    ]
+    return EmbeddedDataset(samples=samples, images=images, texts=texts)
+
+
+def pixel_of(thumbnail: Thumbnail) -> tuple[int, ...]:
+    data = base64.b64decode(thumbnail.source.partition(",")[2])
+    with Image.open(io.BytesIO(data)) as image:
+        value = image.convert("RGB").getpixel((4, 4))
+    assert isinstance(value, tuple)
+    return value
+
+
+def test_mistakes_are_named_by_first_sample_of_each_class_and_the_surest_comes_first() -> None:
+    # Class a = row 0, b = row 1. Samples: a right, b slightly wrong, b badly wrong, a right.
+    images = torch.tensor([[1.0, 0.0], [0.8, 0.6], [1.0, 0.0], [1.0, 0.0]])
+    found = mistakes(dataset(images, images, "abba"), torch.eye(2), "concept")
+    assert [m.image.label for m in found] == ["s2", "s1"]
+    assert [m.taken_for.label for m in found] == ["s0", "s0"]
+    assert [round(m.margin, 6) for m in found] == [1.0, 0.2]
+
+
+def test_a_model_that_is_always_right_shows_no_mistakes_and_no_late_finds() -> None:
+    rows = torch.eye(3)
+    data = dataset(rows, rows, "abc")
+    assert mistakes(data, torch.eye(3), "concept") == []
+    found = queries(data, None)
+    assert list(found) == ["found at once"]
+    assert [query.rank for query in found["found at once"]] == [1, 1, 1]
+
+
+def test_a_query_shows_its_first_images_and_marks_those_of_its_concept() -> None:
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6]])
+    texts = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    found = queries(dataset(images, texts, "aba"), "concept")
+    (late,) = found["found last"]
+    assert (late.text, late.rank) == ("s1", 3)
+    assert [(hit.label, hit.right) for hit in late.hits] == [
+        ("s0", False),
+        ("s2", False),
+        ("s1", True),
+    ]
+    assert [hit.right for hit in found["found at once"][0].hits] == [True, True, False]
+
+
+def test_thumbnails_lay_transparency_over_white_as_the_model_sees_it() -> None:
+    rows = torch.eye(2)
+    hit = queries(dataset(rows, rows, "ab"), None)["found at once"][0].hits[0]
+    assert min(pixel_of(hit)) >= 250
