@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -128,8 +129,12 @@ def _write_all(
     packages = folder / "packages"
     concepts = read_concepts(fetch_package(CONCEPTS_PACKAGE, packages))
     counts: Counter[tuple[str, str]] = Counter()
-    # Spawned, not forked: a fork of a process with threads may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    # Spawned, not forked: a fork of a process with threads may hang. Ctrl-C reaches the whole
+    # process group; workers leave it to the parent, or their queues would be torn mid-message.
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts
+    )
+    try:
         for name in styles:
             style = STYLES[name]
             drawings = list(drawings_of(style, fetch_package(style.package, packages), concepts))
@@ -146,7 +151,16 @@ def _write_all(
                 write_shards(samples, draft / split, prefix=name)
                 counts[name, split] = len(samples)
             say(f"{name}: {len(good)} drawings, {style.license}, {style.author}")
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
     return counts
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _rasterise(svg: str, size: int) -> bytes | None:

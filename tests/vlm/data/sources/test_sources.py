@@ -1,8 +1,12 @@
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +181,35 @@ def test_drawings_that_cannot_be_rasterised_stop_the_fetch(
     with pytest.raises(DataError, match="40 of 40 drawings could not be rasterised"):
         fetch_small(small_world)
     assert not (small_world / "shards").exists()
+
+
+def test_ctrl_c_ends_a_fetch_at_once_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    # Workers used to be torn by the signal too, and the parent waited for them for ever.
+    count = 2000
+    concepts_package(tmp_path / "pack" / "concepts" / "package", count)
+    names = [f"thing-{i}" for i in range(count)]
+    icon_package(tmp_path / "pack" / "icons" / "package", names)
+    for name in ("concepts", "icons"):
+        with tarfile.open(tmp_path / f"{name}.tgz", "w:gz") as tar:
+            tar.add(tmp_path / "pack" / name / "package", "package")
+    choose = f"case $2 in emojibase*) f=concepts;; *) f=icons;; esac; cp {tmp_path}/$f.tgz $5/"
+    npm_stub(tmp_path / "npm", choose)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlm", "data", "fetch", "emoji", "--folder", tmp_path / "out",
+         "--style", "emojione", "--style", "fxemoji", "--workers", "2", "--size", "256"],
+        env={**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin"}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert "emojione: 2000 drawings" in process.stdout.readline()
+    time.sleep(0.5)  # into the drawings of the next style
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.stdout.close()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["packages"]
 
 
 def npm_stub(path: Path, script: str) -> None:
