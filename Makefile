@@ -12,7 +12,7 @@ NPM := $(if $(shell command -v npm),,$(comma)npm)
 DATA := data/emoji
 RUN := runs/demo
 
-.PHONY: demo install install-dev test check format serve bench-loss clean browser help
+.PHONY: demo install install-dev test check format serve bench-loss bench-plan clean browser help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -69,6 +69,9 @@ format: .venv/.installed-dev ## rewrite the files as `make check` wants them
 bench-loss: .venv/.installed-dev ## our losses against open_clip's: time and peak memory, as JSON
 	@mkdir -p build
 	$(BIN)/python -m tests.bench.bench_loss --out build/bench-loss.json
+
+bench-plan: .venv/.installed-dev ## the order of 10 billion samples on one of 4,096 ranks, as JSON
+	@$(BIN)/python -m tests.bench.bench_plan
 
 # The page is tested in a real Chromium. Without one, and without the right to install it, those
 # tests say so and are skipped.

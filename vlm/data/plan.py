@@ -1,18 +1,39 @@
 """Which samples make up which step: a pure function of the seed and the step.
 
-Epochs are seeded permutations laid end to end, and step `t` is the `t`-th stretch of
-`global_batch` rows of that endless line. So every sample comes exactly once an epoch, no tail is
-dropped or padded (a batch may straddle two epochs), and the rows of a step do not depend on the
-number of ranks or workers. A run resumes from its step number alone.
+Epochs are laid end to end on an endless line of positions, and step `t` is its `t`-th stretch of
+`global_batch` positions. So every sample comes exactly once an epoch, no tail is dropped or padded
+(a batch may straddle two epochs), and the rows of a step do not depend on the number of ranks or
+workers. A run resumes from its step number alone.
+
+Nothing is stored: a row is computed from its position, in three bijections.
+
+1. Lanes. Within an epoch, `run_length` steps form a tile of `run_length x global_batch` positions,
+   read column by column: place `i` of the batch (a lane) takes one run of neighbours over those
+   steps. A rank owns neighbouring lanes, so it alone reads the runs of its lanes.
+2. Runs. The samples as stored are cut into runs of `run_length` neighbours, which come in a
+   seeded order. The last run may be short; its place among the others is drawn as well.
+3. Rows. The samples of one run come in a seeded order of their own.
+
+With `run_length` 1 this is a shuffle of all samples. With 64, a batch still holds samples from
+`global_batch` runs drawn from the whole dataset, and each run is read once, whole, by one rank.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int64
 
-__all__ = ["Plan"]
+from vlm.data.permute import mix, permute
+
+__all__ = ["Plan", "usual_run_length"]
+
+_UNIFORM_UP_TO = 1_000_000
+_RUN_LENGTH = 64
+
+
+def usual_run_length(num_samples: int) -> int:
+    """1 up to a million samples, whose shards a page cache may hold; 64 beyond."""
+    return 1 if num_samples <= _UNIFORM_UP_TO else _RUN_LENGTH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,29 +43,26 @@ class Plan:
     num_samples: int
     global_batch: int
     seed: int
+    run_length: int = 1
+    """Neighbours in storage that are read together."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1 or self.global_batch < 1:
+        if self.num_samples < 1 or self.global_batch < 1 or self.run_length < 1:
             message = (
-                f"a plan needs at least one sample and one row a step, got "
-                f"{self.num_samples} samples and a global batch of {self.global_batch}"
+                f"a plan needs at least one sample, one row a step and one row a run, got "
+                f"{self.num_samples} samples, a global batch of {self.global_batch} and runs of "
+                f"{self.run_length}"
             )
             raise ValueError(message)
 
     def rows(self, step: int) -> Int64[np.ndarray, " global_batch"]:
         """Row numbers of the samples of one global step, in order."""
-        start = step * self.global_batch
-        stop = start + self.global_batch
-        parts = []
-        while start < stop:
-            epoch, offset = divmod(start, self.num_samples)
-            part = _permutation(self.num_samples, self.seed, epoch)[offset : offset + stop - start]
-            parts.append(part)
-            start += len(part)
-        return np.concatenate(parts)
+        return self._rows(step * self.global_batch, self.global_batch)
 
     def rank_rows(self, step: int, *, rank: int, size: int) -> Int64[np.ndarray, " batch"]:
         """This rank's stretch of a global step; ranks in order make up the whole.
+
+        Time and memory depend on the stretch alone.
 
         Raises:
             ValueError: If the global batch does not divide by the number of ranks.
@@ -53,12 +71,45 @@ class Plan:
         if rest:
             message = f"a global batch of {self.global_batch} does not divide over {size} ranks"
             raise ValueError(message)
-        return self.rows(step)[rank * batch : (rank + 1) * batch]
+        return self._rows(step * self.global_batch + rank * batch, batch)
 
+    def _rows(self, start: int, count: int) -> Int64[np.ndarray, " count"]:
+        parts = []
+        stop = start + count
+        while start < stop:
+            epoch, offset = divmod(start, self.num_samples)
+            end = min(offset + stop - start, self.num_samples)
+            positions = np.arange(offset, end, dtype=np.int64)
+            parts.append(self._row_of(self._place_on_runs(positions), mix(self.seed, epoch)))
+            start += end - offset
+        return np.concatenate(parts)
 
-@lru_cache(maxsize=4)
-def _permutation(num_samples: int, seed: int, epoch: int) -> Int64[np.ndarray, " num_samples"]:
-    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    permutation = generator.permutation(num_samples).astype(np.int64)
-    permutation.setflags(write=False)
-    return permutation
+    def _place_on_runs(self, position: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """From the order of steps to the order of runs, both within an epoch."""
+        tile, place = np.divmod(position, self.global_batch * self.run_length)
+        first = tile * self.global_batch * self.run_length
+        # The last tile has fewer steps; what does not fill a step of it stays where it is.
+        steps = np.minimum(self.run_length, (self.num_samples - first) // self.global_batch)
+        step, lane = np.divmod(place, self.global_batch)
+        return np.where(step < steps, first + lane * steps + step, position)
+
+    def _row_of(self, place: Int64[np.ndarray, " n"], key: int) -> Int64[np.ndarray, " n"]:
+        """From the order of runs to storage."""
+        num_whole, short = divmod(self.num_samples, self.run_length)
+        # Where the short run lies among the others; beyond all of them if there is none.
+        slot_of_short = mix(key, 1) % (num_whole + 1) if short else num_whole
+        start_of_short = slot_of_short * self.run_length
+        slot, inside = np.divmod(
+            np.where(place < start_of_short + short, place, place + (-short) % self.run_length),
+            self.run_length,
+        )
+        is_short = slot == slot_of_short
+        whole = ~is_short
+        run = np.full_like(place, num_whole)
+        if num_whole:
+            numbers = slot[whole] - (slot[whole] > slot_of_short)
+            run[whole] = permute(numbers, num_whole, mix(key, 2))
+        keys = run.astype(np.uint64) + np.uint64(mix(key, 3))
+        inside[whole] = permute(inside[whole], self.run_length, keys[whole])
+        inside[is_short] = permute(inside[is_short], max(short, 1), keys[is_short])
+        return run * self.run_length + inside
