@@ -75,6 +75,17 @@ class Reader:
             raise DataError(message)
         return Sample(key=key, image=_part(block, entry, "image"), text=text, metadata=metadata)
 
+    def name(self, row: int) -> tuple[str, str]:
+        """Shard and key of a row, for a report; the key is `?` where it cannot be read."""
+        shard, entry = self.manifest.locate(row)
+        name = self.manifest.shards[shard].name
+        try:
+            return name, _key(
+                self._pread(shard, self.manifest.folder / name, int(entry["offset"]), 512)
+            )
+        except DataError:
+            return name, "?"
+
     def _pread(self, shard: int, path: Path, offset: int, size: int) -> bytes:
         # The read happens under the lock so that eviction cannot close the descriptor meanwhile;
         # it copies from the page cache, decoding is what takes time.

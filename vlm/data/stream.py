@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -19,6 +20,7 @@ from pydantic import Field
 from vlm.config import Config
 from vlm.data.captions import CaptionConfig, choose_caption
 from vlm.data.plan import Plan
+from vlm.data.quarantine import Quarantine, replacements
 from vlm.data.reader import Reader
 from vlm.data.samples import Sample
 from vlm.errors import DataError
@@ -41,12 +43,20 @@ class StreamConfig(Config):
     """Batches prepared ahead."""
     cache_bytes: int = Field(512 * 2**20, ge=0)
     """Memory a rank may spend on decoded images, so that small datasets are decoded once."""
+    run_length: int | None = Field(None, ge=1)
+    """Neighbouring samples that one rank reads together; see `plan.py`.
+
+    By default 1 up to a million samples, 64 beyond.
+    """
+    max_bad_fraction: float = Field(0.01, ge=0, lt=1)
+    """Share of samples that may be unusable; they are replaced by others and written down."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
     """A decoded sample."""
 
+    row: int
     image: ImageArray
     sample: Sample
     group_id: int
@@ -61,6 +71,7 @@ class TrainStream:
         config: Captions, groups, threads and cache.
         prepare_image: From an encoded image file to a fixed-size uint8 array.
         tokenize: From captions to token ids.
+        ledger: Where unusable samples are written down, or none.
         rank: This rank.
         size: Number of ranks.
     """
@@ -73,6 +84,7 @@ class TrainStream:
         config: StreamConfig,
         prepare_image: Callable[[bytes], ImageArray],
         tokenize: Tokenize,
+        ledger: Path | None = None,
         rank: int = 0,
         size: int = 1,
     ) -> None:
@@ -81,6 +93,11 @@ class TrainStream:
         self._config = config
         self._prepare_image = prepare_image
         self._tokenize = tokenize
+        self.quarantine = Quarantine(
+            ledger,
+            num_samples=reader.manifest.num_samples,
+            max_bad_fraction=config.max_bad_fraction,
+        )
         self._rank = rank
         self._size = size
         self._cache: dict[int, _Prepared] = {}
@@ -93,7 +110,8 @@ class TrainStream:
         Starting later costs nothing for what is skipped.
 
         Raises:
-            DataError: If a sample cannot be read or decoded; the message names it.
+            DataError: If more samples than allowed cannot be read or decoded; the message names
+                the last.
         """
         pool = ThreadPoolExecutor(self._config.threads, thread_name_prefix="vlm-stream")
         pending: deque[Future[Batch]] = deque()
@@ -110,8 +128,8 @@ class TrainStream:
 
     def _batch(self, step: int) -> Batch:
         rows = self._plan.rank_rows(step, rank=self._rank, size=self._size)
-        prepared = [self._prepared(int(row)) for row in rows]
-        sample_ids = self._reader.manifest.sample_ids[rows]
+        prepared = [self._usable(int(row)) for row in rows]
+        sample_ids = self._reader.manifest.sample_ids[[item.row for item in prepared]]
         first_row = step * self._plan.global_batch + self._rank * len(rows)
         captions = [
             choose_caption(
@@ -129,19 +147,45 @@ class TrainStream:
             group_ids=torch.tensor([item.group_id for item in prepared], dtype=torch.int64),
         )
 
-    def _prepared(self, row: int) -> _Prepared:
+    def _usable(self, row: int) -> _Prepared:
+        """The sample of a row, or of the first usable row in its place."""
         found = self._cache.get(row)
         if found is not None:
             return found
-        sample = self._reader.read(row)
+        for candidate in self._candidates(row):
+            if candidate in self.quarantine:
+                continue
+            self.quarantine.count_seen()
+            try:
+                sample = self._reader.read(candidate)
+                image = self._decoded(sample, candidate)
+            except DataError as error:
+                shard, key = self._reader.name(candidate)
+                self.quarantine.add(candidate, shard=shard, key=key, error=error)
+                continue
+            return self._kept(row, self._prepared(candidate, sample, image))
+        folder = self._reader.manifest.folder
+        message = f"{folder}: no usable sample was found in place of row {row}"
+        raise DataError(message)
+
+    def _candidates(self, row: int) -> Iterator[int]:
+        yield row
+        yield from replacements(
+            row, num_samples=self._reader.manifest.num_samples, seed=self._plan.seed
+        )
+
+    def _decoded(self, sample: Sample, row: int) -> ImageArray:
         try:
-            image = self._prepare_image(sample.image)
+            return self._prepare_image(sample.image)
         except DataError as error:
             shard, _ = self._reader.manifest.locate(row)
             name = self._reader.manifest.shards[shard].name
             message = f"{self._reader.manifest.folder / name}: sample {sample.key!r}: {error}"
             raise DataError(message) from error
-        prepared = _Prepared(
+
+    def _prepared(self, row: int, sample: Sample, image: ImageArray) -> _Prepared:
+        return _Prepared(
+            row=row,
             image=image,
             # The encoded file is not needed again.
             sample=Sample(key=sample.key, image=b"", text=sample.text, metadata=sample.metadata),
@@ -149,9 +193,11 @@ class TrainStream:
             if self._config.group_field is not None
             else int(self._reader.manifest.sample_ids[row]),
         )
+
+    def _kept(self, row: int, prepared: _Prepared) -> _Prepared:
         with self._lock:
-            if self._cached_bytes + image.nbytes <= self._config.cache_bytes:
-                self._cached_bytes += image.nbytes
+            if self._cached_bytes + prepared.image.nbytes <= self._config.cache_bytes:
+                self._cached_bytes += prepared.image.nbytes
                 self._cache[row] = prepared
         return prepared
 

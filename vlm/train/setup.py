@@ -10,7 +10,7 @@ import torch
 from jaxtyping import UInt8
 
 from vlm.data.manifest import open_manifest
-from vlm.data.plan import Plan
+from vlm.data.plan import Plan, usual_run_length
 from vlm.data.reader import Reader
 from vlm.data.stream import TrainStream
 from vlm.distributed import World
@@ -65,11 +65,15 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     stream = TrainStream(
         reader=Reader(manifest),
         plan=Plan(
-            num_samples=manifest.num_samples, global_batch=config.global_batch, seed=config.seed
+            num_samples=manifest.num_samples,
+            global_batch=config.global_batch,
+            seed=config.seed,
+            run_length=config.data.stream.run_length or usual_run_length(manifest.num_samples),
         ),
         config=config.data.stream,
         prepare_image=_image_preparer(config),
         tokenize=build_tokenizer(config.tokenizer),
+        ledger=config.run_folder / "quarantine.jsonl",
         rank=world.rank,
         size=world.size,
     )
@@ -90,6 +94,7 @@ def resume_facts(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     )
     return {
         **watched,
+        "run_length": config.data.stream.run_length or usual_run_length(parts.num_samples),
         "captions": config.data.stream.captions.model_dump(mode="json"),
         "total_steps": parts.total_steps,
         "data_fingerprint": parts.data_fingerprint,

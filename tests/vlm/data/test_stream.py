@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,22 @@ from vlm.preprocess import (
 TOKENIZE = build_tokenizer(TokenizerConfig(context_length=10))
 
 
-def stream(manifest: Manifest, *, rank: int = 0, size: int = 1, **config: Any) -> TrainStream:
+def stream(
+    manifest: Manifest,
+    *,
+    rank: int = 0,
+    size: int = 1,
+    ledger: Path | None = None,
+    run_length: int = 1,
+    **config: Any,
+) -> TrainStream:
     return TrainStream(
         reader=Reader(manifest),
-        plan=Plan(num_samples=manifest.num_samples, global_batch=12, seed=3),
+        plan=Plan(num_samples=manifest.num_samples, global_batch=12, seed=3, run_length=run_length),
         config=StreamConfig.model_validate({"group_field": "concept", **config}),
         prepare_image=lambda data: resize_image(decode_image(data), ImageConfig(size=16)),
         tokenize=TOKENIZE,
+        ledger=ledger,
         rank=rank,
         size=size,
     )
@@ -100,6 +110,78 @@ def test_an_undecodable_image_names_shard_and_key(tmp_path: Path) -> None:
     write_shards([*drawn_samples(3), bad], tmp_path, prefix="p")
     with pytest.raises(DataError, match=r"p-000000\.tar: sample 'bad': not a readable image"):
         list(stream(build_manifest(tmp_path)).batches(0, 1))
+
+
+def with_bad_samples(folder: Path, *, good: int, bad: int) -> Manifest:
+    """Bad images lie between the good ones."""
+    samples = drawn_samples(good)
+    for number in range(bad):
+        broken = Sample(
+            key=f"bad{number}", image=b"\xff\xd8\xff broken", text="x", metadata={"concept": "x"}
+        )
+        samples.insert(5 * number, broken)
+    write_shards(samples, folder, prefix="p", samples_per_shard=10)
+    return build_manifest(folder)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_bad_samples_are_replaced_alike_at_any_world_size(tmp_path: Path, size: int) -> None:
+    manifest = with_bad_samples(tmp_path, good=37, bad=4)
+    reader = Reader(manifest)
+    keys = {int(manifest.sample_ids[row]): reader.read(row).key for row in range(41)}
+    whole = list(stream(manifest, max_bad_fraction=0.5).batches(0, 8))
+    assert not any(keys[i].startswith("bad") for b in whole for i in b.sample_ids.tolist())
+    parts = [
+        list(stream(manifest, rank=r, size=size, max_bad_fraction=0.9, threads=r + 1).batches(0, 8))
+        for r in range(size)
+    ]
+    for step, batch in enumerate(whole):
+        for name in ("images", "token_ids", "sample_ids", "group_ids"):
+            joined = torch.cat([getattr(part[step], name) for part in parts])
+            assert torch.equal(joined, getattr(batch, name))
+
+
+def test_bad_samples_are_written_down_once_with_shard_key_and_reason(tmp_path: Path) -> None:
+    manifest = with_bad_samples(tmp_path / "data", good=37, bad=4)
+    ledger = tmp_path / "run" / "quarantine.jsonl"
+    for _ in range(2):  # the second run finds the ledger of the first
+        training = stream(manifest, max_bad_fraction=0.5, ledger=ledger)
+        list(training.batches(0, 8))
+        assert len(training.quarantine) == 4
+    entries = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert {entry["key"] for entry in entries} == {"bad0", "bad1", "bad2", "bad3"}
+    assert len(entries) == 4
+    assert all(entry["shard"].startswith("p-00000") for entry in entries)
+    assert all("not a readable image" in entry["reason"] for entry in entries)
+    assert all(entry["first_seen"].startswith("20") for entry in entries)
+
+
+def test_more_bad_samples_than_allowed_stop_the_run(tmp_path: Path) -> None:
+    manifest = with_bad_samples(tmp_path, good=36, bad=4)
+    with pytest.raises(DataError, match=r"bad sample number 3, over data.stream.max_bad_fraction"):
+        list(stream(manifest, max_bad_fraction=0.05).batches(0, 8))
+
+
+def test_a_shard_that_vanishes_in_training_stops_it_with_its_name(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path, 31)
+    training = stream(manifest)
+    (tmp_path / "drawn-000001.tar").unlink()
+    with pytest.raises(DataError, match=r"drawn-000001\.tar: cannot be read"):
+        list(training.batches(0, 8))
+
+
+def test_bytes_damaged_after_indexing_are_one_bad_sample(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path, 40)
+    path = tmp_path / "drawn-000002.tar"
+    data = bytearray(path.read_bytes())
+    entry = manifest.index[25]
+    start = int(entry["offset"] + entry["image_start"])
+    data[start : start + int(entry["image_size"])] = b"?" * int(entry["image_size"])
+    path.write_bytes(data)
+    training = stream(manifest, max_bad_fraction=0.05)
+    batches = list(training.batches(0, 10))
+    assert len(training.quarantine) == 1
+    assert int(manifest.sample_ids[25]) not in {i for b in batches for i in b.sample_ids.tolist()}
 
 
 def test_captions_follow_their_frequencies_and_keep_the_words() -> None:

@@ -17,8 +17,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.distributed import run_ranks
-from tests.support import TINY_MODEL, write_dataset
+from tests.support import TINY_MODEL, drawn_samples, write_dataset
 from vlm.config import validate_config
+from vlm.data.manifest import build_manifest
+from vlm.data.samples import Sample
+from vlm.data.write import write_shards
 from vlm.distributed import World
 from vlm.errors import CheckpointError, ConfigError, VlmError
 from vlm.evaluation import embed_dataset, recall
@@ -361,3 +364,19 @@ def test_the_average_of_weights_is_what_is_exported(tmp_path: Path) -> None:
 def test_a_folder_without_checkpoint_says_to_train(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint here; train it first"):
         load_run(tmp_path)
+
+
+def test_a_bad_sample_is_replaced_counted_and_written_down(tmp_path: Path) -> None:
+    samples = drawn_samples(48)
+    broken = b"\xff\xd8\xff broken"
+    samples[20] = Sample(key="torn", image=broken, text="x", metadata={"concept": "x"})
+    write_shards(samples, tmp_path / "shards", prefix="p", samples_per_shard=10)
+    build_manifest(tmp_path / "shards")
+    stream: dict[str, Any] = {**tree(tmp_path)["data"]["stream"], "max_bad_fraction": 0.03}
+    data: dict[str, Any] = {**tree(tmp_path)["data"], "stream": stream}
+    config = configured(tmp_path, data=data)
+    assert run(config) == 12
+    assert records(config)[-1]["quarantined"] == 1
+    (line,) = (config.run_folder / "quarantine.jsonl").read_text().splitlines()
+    entry = json.loads(line)
+    assert (entry["shard"], entry["key"]) == ("p-000002.tar", "torn")
