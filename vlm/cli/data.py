@@ -1,7 +1,9 @@
-"""`vlm data …`: fetch, write, index and show datasets."""
+"""`vlm data …`: fetch, write, index, show and check datasets."""
 
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,9 @@ from vlm.errors import DataError
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Fetch, write, index and show datasets of webdataset shards.")
+_SHOWN_DAMAGES = 20
+
+app = typer.Typer(help="Fetch, write, index, show and check datasets of webdataset shards.")
 fetch_app = typer.Typer(help="Build a known dataset from public packages.")
 app.add_typer(fetch_app, name="fetch")
 
@@ -84,14 +88,7 @@ def index(folder: Annotated[Path, typer.Argument(help="A folder of .tar shards."
     from vlm.data.manifest import build_manifest  # noqa: PLC0415 - numpy
 
     console = Console(soft_wrap=True)
-    start = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        elapsed = time.monotonic() - start
-        remaining = elapsed / done * (total - done)
-        console.print(f"shard {done}/{total}, ETA {remaining:.0f} s", highlight=False)
-
-    manifest = build_manifest(folder, progress=report)
+    manifest = build_manifest(folder, progress=_shard_progress(console))
     console.print(f"{manifest.num_samples} samples indexed: {folder}", highlight=False)
 
 
@@ -121,3 +118,57 @@ def show(
                 highlight=False,
                 markup=False,
             )
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A folder of .tar shards.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Rewrite damaged shards.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; default: all cores.", min=1)
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Larger images are damage; default: 50 million.", min=1)
+    ] = None,
+) -> None:
+    """Read and decode every sample, and say what is damaged; with --repair keep what is good."""
+    from vlm.data.check import DAMAGED_FOLDER, check_shards  # noqa: PLC0415 - numpy
+    from vlm.data.manifest import build_manifest  # noqa: PLC0415 - with it
+    from vlm.preprocess import DEFAULT_MAX_PIXELS, decode_image  # noqa: PLC0415 - torch
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    reports = check_shards(
+        folder,
+        decode=partial(decode_image, max_pixels=max_pixels or DEFAULT_MAX_PIXELS),
+        repair=repair,
+        workers=workers or os.cpu_count() or 1,
+        progress=_shard_progress(console),
+    )
+    damages = [damage for report in reports for damage in report.damages]
+    for damage in damages[:_SHOWN_DAMAGES]:
+        sample = "" if damage.key is None else f"sample {damage.key!r} "
+        console.print(f"  {damage.shard}: {sample}at byte {damage.offset}: {damage.reason}")
+    if len(damages) > _SHOWN_DAMAGES:
+        console.print(f"  and {len(damages) - _SHOWN_DAMAGES} more")
+    good = sum(report.num_good for report in reports)
+    console.print(f"{good} good samples in {len(reports)} shards, {len(damages)} damages")
+    if damages and not repair:
+        message = f"{folder}: damaged; `vlm data check {folder} --repair` keeps the good samples"
+        raise DataError(message)
+    if damages:
+        manifest = build_manifest(folder)
+        console.print(
+            f"{manifest.num_samples} samples indexed; damaged shards are in "
+            f"{folder / DAMAGED_FOLDER}"
+        )
+
+
+def _shard_progress(console: Console) -> Callable[[int, int], None]:
+    """Says how many shards are done, and when the rest will be."""
+    start = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        remaining = (time.monotonic() - start) / done * (total - done)
+        console.print(f"shard {done}/{total}, ETA {remaining:.0f} s", highlight=False)
+
+    return report

@@ -23,7 +23,15 @@ from vlm.data.samples import IMAGE_EXTENSIONS
 from vlm.errors import DataError
 from vlm.files import write_text_whole
 
-__all__ = ["INDEX_DTYPE", "Manifest", "ShardInfo", "build_manifest", "open_manifest"]
+__all__ = [
+    "INDEX_DTYPE",
+    "Manifest",
+    "ShardInfo",
+    "build_manifest",
+    "indexed_shards",
+    "open_manifest",
+    "split_member_name",
+]
 
 FORMAT_VERSION: Final = 1
 _MANIFEST: Final = "manifest.json"
@@ -155,6 +163,15 @@ def open_manifest(folder: Path) -> Manifest:
     )
 
 
+def indexed_shards(folder: Path) -> tuple[ShardInfo, ...]:
+    """What the manifest says of the shards, unchecked; empty where it cannot be read."""
+    try:
+        tree = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        return tuple(ShardInfo(**shard) for shard in tree["shards"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
 def _check_size(path: Path, expected: int, again: str) -> None:
     try:
         found = path.stat().st_size
@@ -170,7 +187,7 @@ def _scan(path: Path) -> list[tuple[int, ...]]:
     """Index entries of one shard, in order."""
     entries: list[tuple[int, ...]] = []
     seen: set[str] = set()
-    parts = ((*_key_and_part(member.name), member) for member in _members(path))
+    parts = ((*split_member_name(member.name), member) for member in _members(path))
     known = ((key, part, member) for key, part, member in parts if part is not None)
     for key, group in itertools.groupby(known, key=lambda item: item[0]):
         members: dict[str, tarfile.TarInfo] = {}
@@ -178,7 +195,7 @@ def _scan(path: Path) -> list[tuple[int, ...]]:
             if part in members or key in seen:
                 message = (
                     f"{path}: key {key!r} comes again at byte {member.offset}; the members of a "
-                    f"sample must be adjacent and keys unique. Write the shard anew"
+                    f"sample must be adjacent and keys unique; {_mend(path)}"
                 )
                 raise DataError(message)
             members[part] = member
@@ -201,14 +218,14 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
                 if end > size:
                     message = (
                         f"{path}: truncated inside {member.name!r} at byte {member.offset}; "
-                        f"the file has {size} bytes. Copy it again"
+                        f"the file has {size} bytes. Copy it again, or {_mend(path)}"
                     )
                     raise DataError(message)
                 if member.isfile():
                     yield member
             _check_end(path, file, end)
     except tarfile.TarError as error:
-        message = f"{path}: not a readable tar ({error}); copy or write the shard again"
+        message = f"{path}: not a readable tar ({error}); copy it again, or {_mend(path)}"
         raise DataError(message) from error
 
 
@@ -218,12 +235,12 @@ def _check_end(path: Path, file: BinaryIO, end: int) -> None:
     if file.read(1024).strip(b"\0") or file.tell() - end < 1024:
         message = (
             f"{path}: truncated after byte {end}: the closing blocks of a tar are missing, so "
-            f"samples may be too. Copy or write the shard again"
+            f"samples may be too. Copy the shard again, or {_mend(path)}"
         )
         raise DataError(message)
 
 
-def _key_and_part(name: str) -> tuple[str, str | None]:
+def split_member_name(name: str) -> tuple[str, str | None]:
     """Webdataset's split: the key ends at the first dot of the last path component."""
     path = PurePosixPath(name)
     stem, _, extension = path.name.partition(".")
@@ -238,7 +255,7 @@ def _entry(path: Path, key: str, members: dict[str, tarfile.TarInfo]) -> tuple[i
         if part not in members:
             message = (
                 f"{path}: sample {key!r} at byte {offset} has no {part}; it needs "
-                f"{key}.{'txt' if part == 'text' else '|'.join(IMAGE_EXTENSIONS)}"
+                f"{key}.{'txt' if part == 'text' else '|'.join(IMAGE_EXTENSIONS)}; {_mend(path)}"
             )
             raise DataError(message)
     digest = hashlib.blake2b(f"{path.name}/{key}".encode(), digest_size=8).digest()
@@ -247,6 +264,10 @@ def _entry(path: Path, key: str, members: dict[str, tarfile.TarInfo]) -> tuple[i
         member = members.get(part)
         fields += [0, 0] if member is None else [member.offset_data - offset, member.size]
     return tuple(fields)
+
+
+def _mend(path: Path) -> str:
+    return f"run `vlm data check {path.parent} --repair` to keep what is good"
 
 
 def _fingerprint(shards: list[ShardInfo]) -> str:

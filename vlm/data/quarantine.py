@@ -80,7 +80,7 @@ class Quarantine:
             message = (
                 f"{error}. It is bad sample number {bad}, over "
                 f"data.stream.max_bad_fraction={self._max_bad_fraction:g} of {seen}.{where} "
-                f"Write the shards anew without them, or raise max_bad_fraction"
+                f"Run `vlm data check FOLDER --repair` on the shards, or raise max_bad_fraction"
             )
             raise DataError(message) from error
 

@@ -1,0 +1,309 @@
+"""Damage in shards: found in all of them at once, and mended without losing what is good.
+
+Where a tar reader stops at the first bad header, this one goes on block by block to the next good
+one, so that samples after the damage are found and kept.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Final
+
+from vlm.data.manifest import indexed_shards, split_member_name
+from vlm.errors import DataError
+
+__all__ = ["DAMAGED_FOLDER", "Damage", "ShardReport", "check_shards"]
+
+DAMAGED_FOLDER: Final = "damaged"
+_BLOCK: Final = 512
+
+Decode = Callable[[bytes], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """One thing that is wrong with a shard."""
+
+    shard: str
+    key: str | None
+    """Of the sample, or none where the shard itself is meant."""
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport:
+    """What one shard holds."""
+
+    shard: str
+    num_good: int
+    damages: tuple[Damage, ...]
+    mended: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """A file of a tar that is wholly there."""
+
+    name: str
+    offset: int
+    start: int
+    size: int
+
+
+def check_shards(
+    folder: Path,
+    *,
+    decode: Decode,
+    repair: bool,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[ShardReport]:
+    """Read and decode everything in a folder of shards.
+
+    Args:
+        folder: Where the shards are; sub-folders are not looked at.
+        decode: Raises `DataError` on a bad image; must be picklable if `workers` is above 1.
+        repair: Replace each damaged shard by one with its good samples, byte for byte, in one
+            rename; the damaged one is kept in `damaged/`. Build the manifest anew afterwards.
+        workers: Processes.
+        progress: Called with (shards done, shards in all).
+
+    Returns:
+        One report a shard, in order of names, those included that a manifest lists and that are
+        gone.
+
+    Raises:
+        DataError: If there is no shard at all, or a repaired one cannot be written.
+    """
+    listed = {shard.name: shard.sha256 for shard in indexed_shards(folder)}
+    paths = {path.name: path for path in sorted(folder.glob("*.tar"))}
+    if not paths and not listed:
+        message = f"{folder}: no .tar shards here"
+        raise DataError(message)
+    reports = [_gone(name) for name in listed if name not in paths]
+    check = functools.partial(_check_shard, decode=decode, repair=repair)
+    jobs = [(path, listed.get(name)) for name, path in paths.items()]
+    for done, report in enumerate(_run(check, jobs, workers), start=1):
+        reports.append(report)
+        if progress is not None:
+            progress(done, len(jobs))
+    return sorted(reports, key=lambda report: report.shard)
+
+
+def _run(
+    check: Callable[[Path, str | None], ShardReport],
+    jobs: list[tuple[Path, str | None]],
+    workers: int,
+) -> Iterator[ShardReport]:
+    if workers == 1:
+        yield from itertools.starmap(check, jobs)
+        return
+    # Threads may run in the parent, which a forked child would inherit in any state.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            for future in as_completed([pool.submit(check, *job) for job in jobs]):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _gone(shard: str) -> ShardReport:
+    damage = Damage(shard=shard, key=None, offset=0, reason="the shard is gone")
+    return ShardReport(shard=shard, num_good=0, damages=(damage,))
+
+
+def _check_shard(path: Path, sha256: str | None, *, decode: Decode, repair: bool) -> ShardReport:
+    shard = path.name
+    with path.open("rb") as file:
+        damages: list[Damage] = []
+        members = list(_members(file, shard, damages))
+        good = list(_good_samples(file, shard, members, decode, damages))
+        if not good:
+            damages.append(Damage(shard=shard, key=None, offset=0, reason="no usable sample"))
+        file.seek(0)
+        changed = sha256 is not None and hashlib.file_digest(file, "sha256").hexdigest() != sha256
+        mended = repair and bool(damages)
+        if mended:
+            _mend(path, file, good)
+    if changed:
+        reason = "changed since indexing: its SHA-256 is not that of the manifest"
+        damages.append(Damage(shard=shard, key=None, offset=0, reason=reason))
+    return ShardReport(shard=shard, num_good=len(good), damages=tuple(damages), mended=mended)
+
+
+def _members(file: BinaryIO, shard: str, damages: list[Damage]) -> Iterator[_Member]:
+    """Every whole file member, also behind damage."""
+    size = os.fstat(file.fileno()).st_size
+
+    def damage(offset: int, reason: str) -> None:
+        damages.append(Damage(shard=shard, key=None, offset=offset, reason=reason))
+
+    if size == 0:
+        damage(0, "empty file")
+        return
+    position: int | None = 0
+    while position is not None and position < size:
+        end = position
+        for member in _readable_members(file, position):
+            end = member.start + -(-member.size // _BLOCK) * _BLOCK
+            if member.start + member.size > size:
+                damage(member.offset, f"truncated inside {member.name!r}")
+                return
+            yield member
+        position = _position_after(file, end, size, damage)
+
+
+def _position_after(
+    file: BinaryIO, end: int, size: int, damage: Callable[[int, str], None]
+) -> int | None:
+    """Where to read on behind the last readable member, or none at the end."""
+    file.seek(end)
+    block = file.read(2 * _BLOCK)
+    if block.strip(b"\0"):
+        damage(end, "not a tar header, or its checksum is wrong")
+        return _next_header(file, end + _BLOCK, size)
+    if len(block) < 2 * _BLOCK:
+        damage(end, "truncated: the closing blocks are missing, so samples may be too")
+        return None
+    position = _next_header(file, end + 2 * _BLOCK, size)
+    if position is not None:
+        damage(position, "members after the end of the tar, which no reader sees")
+    return position
+
+
+def _readable_members(file: BinaryIO, position: int) -> Iterator[_Member]:
+    """File members from a position on, until the tar ends or cannot be read."""
+    file.seek(position)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.isfile():
+                    yield _Member(
+                        name=member.name,
+                        offset=member.offset,
+                        start=member.offset_data,
+                        size=member.size,
+                    )
+    except (tarfile.TarError, ValueError, OverflowError):
+        return
+
+
+def _next_header(file: BinaryIO, position: int, size: int) -> int | None:
+    """Where the next block lies that is a header with a right checksum."""
+    for offset in range(position, size - _BLOCK + 1, _BLOCK):
+        file.seek(offset)
+        block = file.read(_BLOCK)
+        try:
+            tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            continue
+        return offset
+    return None
+
+
+def _good_samples(
+    file: BinaryIO,
+    shard: str,
+    members: list[_Member],
+    decode: Decode,
+    damages: list[Damage],
+) -> Iterator[list[_Member]]:
+    """The members of each usable sample, in order; the rest go to `damages`."""
+    groups = itertools.groupby(members, key=lambda member: split_member_name(member.name)[0])
+    samples = [(key, list(group)) for key, group in groups]
+    # Behind a lost header a sample may look whole and lack, say, its metadata.
+    suffixes = Counter(_suffixes(sample) for _, sample in samples)
+    usual = suffixes.most_common(1)[0][0] if damages and suffixes else None
+    seen: set[str] = set()
+    for key, sample in samples:
+        if key in seen:
+            reason: str | None = "its key comes again"
+        elif usual is not None and not usual <= _suffixes(sample):
+            missing = ", ".join(sorted(usual - _suffixes(sample)))
+            reason = f"no {missing}, which others have; it may be lost in the damage of the shard"
+        else:
+            reason = _complaint(file, sample, decode)
+        if reason is None:
+            seen.add(key)
+            yield sample
+        else:
+            offset = sample[0].offset
+            damages.append(Damage(shard=shard, key=key, offset=offset, reason=reason))
+
+
+def _suffixes(sample: list[_Member]) -> frozenset[str]:
+    return frozenset(split_member_name(m.name)[1] or PurePosixPath(m.name).suffix for m in sample)
+
+
+def _complaint(file: BinaryIO, sample: list[_Member], decode: Decode) -> str | None:
+    """What is wrong with a sample, or none."""
+    try:
+        parts = _parts(file, sample)
+        if not parts["text"].decode("utf-8").strip():
+            return "its text is empty"
+        if not isinstance(json.loads(parts.get("json", b"{}")), dict):
+            return "its .json is not an object"
+        decode(parts["image"])
+    except (ValueError, DataError) as error:  # ValueError covers bad UTF-8 and bad JSON
+        return str(error)
+    return None
+
+
+def _parts(file: BinaryIO, sample: list[_Member]) -> dict[str, bytes]:
+    parts: dict[str, bytes] = {}
+    for member in sample:
+        _, part = split_member_name(member.name)
+        if part is None:
+            continue
+        if part in parts:
+            message = f"two members are its {part}"
+            raise DataError(message)
+        file.seek(member.start)
+        parts[part] = file.read(member.size)
+    for part in ("image", "text"):
+        if part not in parts:
+            message = f"no {part}"
+            raise DataError(message)
+    return parts
+
+
+def _mend(path: Path, file: BinaryIO, good: list[list[_Member]]) -> None:
+    """Put a shard of the good samples in the place of a damaged one, which moves aside."""
+    aside = _free_name(path.parent / DAMAGED_FOLDER / path.name)
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        aside.parent.mkdir(exist_ok=True)
+        if not good:
+            path.rename(aside)
+            return
+        with draft.open("wb") as output:
+            with tarfile.open(fileobj=output, mode="w:", format=tarfile.PAX_FORMAT) as tar:
+                for member in itertools.chain.from_iterable(good):
+                    info = tarfile.TarInfo(member.name)
+                    info.size = member.size
+                    file.seek(member.start)
+                    tar.addfile(info, file)
+            output.flush()
+            os.fsync(output.fileno())
+        os.link(path, aside)  # a second name first, so that no moment is without the old one
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        message = f"{path}: cannot be mended ({error}); the shard is as it was"
+        raise DataError(message) from error
+
+
+def _free_name(path: Path) -> Path:
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    candidates = itertools.chain([path], numbered)
+    return next(candidate for candidate in candidates if not candidate.exists())
