@@ -157,10 +157,9 @@ def check(
         raise DataError(message)
     if damages:
         manifest = build_manifest(folder)
-        console.print(
-            f"{manifest.num_samples} samples indexed; damaged shards are in "
-            f"{folder / DAMAGED_FOLDER}"
-        )
+        mended = sum(report.mended for report in reports)
+        aside = f"; {mended} damaged shards are kept in {folder / DAMAGED_FOLDER}" if mended else ""
+        console.print(f"{manifest.num_samples} samples indexed{aside}")
 
 
 def _shard_progress(console: Console) -> Callable[[int, int], None]:

@@ -182,5 +182,5 @@ def test_the_verb_refuses_damage_and_repairs_it_when_asked(folder: Path) -> None
     assert f"{SHARD}: at byte" in refused.output
     mended = CliRunner().invoke(app, [*verb, "--repair"])
     assert mended.exit_code == 0
-    assert "samples indexed; damaged shards are in" in mended.output
+    assert "samples indexed; 1 damaged shards are kept in" in mended.output
     assert CliRunner().invoke(app, verb).exit_code == 0
