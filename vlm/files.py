@@ -1,8 +1,30 @@
 """Files that appear whole or not at all."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["write_text_whole"]
+__all__ = ["open_whole", "write_text_whole"]
+
+
+@contextmanager
+def open_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file under a hidden name that is synced and renamed over `path` when the block ends.
+
+    If the block raises, the draft is removed and `path` is as it was.
+    """
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with draft.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def write_text_whole(path: Path, text: str) -> None:

@@ -7,7 +7,6 @@ one, so that samples after the damage are found and kept.
 import functools
 import hashlib
 import itertools
-import json
 import os
 import tarfile
 from collections import Counter
@@ -19,7 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
 from vlm.data.manifest import indexed_shards, split_member_name
+from vlm.data.samples import decode_text_and_metadata
 from vlm.errors import DataError
+from vlm.files import open_whole
 
 __all__ = ["DAMAGED_FOLDER", "Damage", "ShardReport", "check_shards"]
 
@@ -223,13 +224,13 @@ def _good_samples(
     samples = [(key, list(group)) for key, group in groups]
     # Behind a lost header a sample may look whole and lack, say, its metadata.
     suffixes = Counter(_suffixes(sample) for _, sample in samples)
-    usual = suffixes.most_common(1)[0][0] if damages and suffixes else None
+    usual = suffixes.most_common(1)[0][0] if damages and suffixes else frozenset()
     seen: set[str] = set()
     for key, sample in samples:
+        missing = ", ".join(sorted(usual - _suffixes(sample)))
         if key in seen:
             reason: str | None = "its key comes again"
-        elif usual is not None and not usual <= _suffixes(sample):
-            missing = ", ".join(sorted(usual - _suffixes(sample)))
+        elif missing:
             reason = f"no {missing}, which others have; it may be lost in the damage of the shard"
         else:
             reason = _complaint(file, sample, decode)
@@ -249,10 +250,9 @@ def _complaint(file: BinaryIO, sample: list[_Member], decode: Decode) -> str | N
     """What is wrong with a sample, or none."""
     try:
         parts = _parts(file, sample)
-        if not parts["text"].decode("utf-8").strip():
+        text, _ = decode_text_and_metadata(parts["text"], parts.get("json", b"{}"))
+        if not text:
             return "its text is empty"
-        if not isinstance(json.loads(parts.get("json", b"{}")), dict):
-            return "its .json is not an object"
         decode(parts["image"])
     except (ValueError, DataError) as error:  # ValueError covers bad UTF-8 and bad JSON
         return str(error)
@@ -280,25 +280,20 @@ def _parts(file: BinaryIO, sample: list[_Member]) -> dict[str, bytes]:
 def _mend(path: Path, file: BinaryIO, good: list[list[_Member]]) -> None:
     """Put a shard of the good samples in the place of a damaged one, which moves aside."""
     aside = _free_name(path.parent / DAMAGED_FOLDER / path.name)
-    draft = path.with_name(f".{path.name}.draft")
     try:
         aside.parent.mkdir(exist_ok=True)
         if not good:
             path.rename(aside)
             return
-        with draft.open("wb") as output:
+        with open_whole(path) as output:
             with tarfile.open(fileobj=output, mode="w:", format=tarfile.PAX_FORMAT) as tar:
                 for member in itertools.chain.from_iterable(good):
                     info = tarfile.TarInfo(member.name)
                     info.size = member.size
                     file.seek(member.start)
                     tar.addfile(info, file)
-            output.flush()
-            os.fsync(output.fileno())
-        os.link(path, aside)  # a second name first, so that no moment is without the old one
-        draft.replace(path)
+            os.link(path, aside)  # a second name first, so that no moment is without the old one
     except OSError as error:
-        draft.unlink(missing_ok=True)
         message = f"{path}: cannot be mended ({error}); the shard is as it was"
         raise DataError(message) from error
 

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import count, islice
 from pathlib import Path
 from threading import Lock
 
@@ -24,7 +23,7 @@ def replacements(row: int, *, num_samples: int, seed: int) -> Iterator[int]:
     They depend on the row and the seed alone, so every world size and every resume of a run takes
     the same.
     """
-    for attempt in islice(count(), _MOST_TRIES):
+    for attempt in range(_MOST_TRIES):
         generator = np.random.Generator(np.random.Philox(key=[seed, row], counter=attempt))
         yield int(generator.integers(num_samples))
 

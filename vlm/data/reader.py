@@ -1,17 +1,16 @@
 """Single samples by row number, read from their byte offsets."""
 
-import json
 import os
 import tarfile
 from collections import OrderedDict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Lock
 from types import TracebackType
 
 import numpy as np
 
-from vlm.data.manifest import Manifest
-from vlm.data.samples import Sample
+from vlm.data.manifest import Manifest, split_member_name
+from vlm.data.samples import Sample, decode_text_and_metadata
 from vlm.errors import DataError
 
 __all__ = ["Reader"]
@@ -65,14 +64,12 @@ class Reader:
         block = self._pread(shard, path, offset, end)
         key = _key(block)
         try:
-            text = _part(block, entry, "text").decode("utf-8").strip()
-            metadata = json.loads(_part(block, entry, "json") or b"{}")
-        except ValueError as error:  # covers bad UTF-8 and bad JSON
+            text, metadata = decode_text_and_metadata(
+                _part(block, entry, "text"), _part(block, entry, "json") or b"{}"
+            )
+        except ValueError as error:
             message = f"{path}: sample {key!r} at byte {offset}: {error}; write the shard anew"
             raise DataError(message) from error
-        if not isinstance(metadata, dict):
-            message = f"{path}: sample {key!r} at byte {offset}: its .json is not an object"
-            raise DataError(message)
         return Sample(key=key, image=_part(block, entry, "image"), text=text, metadata=metadata)
 
     def name(self, row: int) -> tuple[str, str]:
@@ -124,5 +121,4 @@ def _key(block: bytes) -> str:
         tarfile.TarError
     ):  # a long-name or pax header comes first; the id still tells samples apart
         return "?"
-    path = PurePosixPath(name)
-    return str(path.parent / path.name.partition(".")[0])
+    return split_member_name(name)[0]

@@ -1,9 +1,10 @@
 """One sample as it lies in a shard: undecoded, so that only what is needed is decoded."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["IMAGE_EXTENSIONS", "Sample"]
+__all__ = ["IMAGE_EXTENSIONS", "Sample", "decode_text_and_metadata"]
 
 IMAGE_EXTENSIONS: Final = ("webp", "jpg", "jpeg", "png")
 
@@ -20,3 +21,17 @@ class Sample:
     """The caption, from `.txt`."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """The content of `.json`, empty where there is none."""
+
+
+def decode_text_and_metadata(text: bytes, metadata: bytes) -> tuple[str, dict[str, Any]]:
+    """Caption and metadata of a sample, from the bytes of its `.txt` and `.json`.
+
+    Raises:
+        ValueError: If the text is not UTF-8, or the metadata not a JSON object.
+    """
+    caption = text.decode("utf-8").strip()
+    tree = json.loads(metadata)
+    if not isinstance(tree, dict):
+        message = "its .json is not an object"
+        raise ValueError(message)
+    return caption, tree

@@ -1,6 +1,5 @@
 """Whole datasets in order, streamed by the webdataset package: for evaluation and indexing."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -8,7 +7,7 @@ from typing import Any, NoReturn
 from webdataset import tariterators
 
 from vlm.data.manifest import open_manifest
-from vlm.data.samples import IMAGE_EXTENSIONS, Sample
+from vlm.data.samples import IMAGE_EXTENSIONS, Sample, decode_text_and_metadata
 from vlm.errors import DataError
 
 __all__ = ["iterate_samples"]
@@ -47,9 +46,8 @@ def _sample(path: Path, members: dict[str, Any]) -> Sample:
         message = f"{path}: sample {key!r} has no image or no .txt"
         raise DataError(message)
     try:
-        text = members["txt"].decode("utf-8").strip()
-        metadata = json.loads(members.get("json", b"{}"))
-    except ValueError as error:  # covers bad UTF-8 and bad JSON
+        text, metadata = decode_text_and_metadata(members["txt"], members.get("json", b"{}"))
+    except ValueError as error:
         message = f"{path}: sample {key!r}: {error}"
         raise DataError(message) from error
     return Sample(key=key, image=image, text=text, metadata=metadata)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import webdataset
 
 from vlm.data.samples import Sample
 from vlm.errors import DataError
+from vlm.files import open_whole
 
 __all__ = ["image_extension", "write_shards"]
 
@@ -65,19 +65,13 @@ def image_extension(data: bytes) -> str:
 
 
 def _write_shard(samples: list[Sample], path: Path) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        with draft.open("wb") as file:
-            # Fixed owner and time make the bytes a function of the samples.
-            with webdataset.TarWriter(file, mtime=0, user="vlm", group="vlm") as writer:
-                for sample in samples:
-                    writer.write(_members(sample))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    # Fixed owner and time make the bytes a function of the samples.
+    with (
+        open_whole(path) as file,
+        webdataset.TarWriter(file, mtime=0, user="vlm", group="vlm") as writer,
+    ):
+        for sample in samples:
+            writer.write(_members(sample))
 
 
 def _members(sample: Sample) -> dict[str, object]:

@@ -32,6 +32,7 @@ class Parts:
     stream: TrainStream
     total_steps: int
     num_samples: int
+    run_length: int
     data_fingerprint: str
 
 
@@ -62,13 +63,14 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         )
         raise ConfigError(message)
     manifest = open_manifest(config.data.shards)
+    run_length = config.data.stream.run_length or usual_run_length(manifest.num_samples)
     stream = TrainStream(
         reader=Reader(manifest),
         plan=Plan(
             num_samples=manifest.num_samples,
             global_batch=config.global_batch,
             seed=config.seed,
-            run_length=config.data.stream.run_length or usual_run_length(manifest.num_samples),
+            run_length=run_length,
         ),
         config=config.data.stream,
         prepare_image=_image_preparer(config),
@@ -83,6 +85,7 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         stream=stream,
         total_steps=config.total_steps(manifest.num_samples),
         num_samples=manifest.num_samples,
+        run_length=run_length,
         data_fingerprint=manifest.fingerprint,
     )
 
@@ -94,7 +97,7 @@ def resume_facts(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     )
     return {
         **watched,
-        "run_length": config.data.stream.run_length or usual_run_length(parts.num_samples),
+        "run_length": parts.run_length,
         "captions": config.data.stream.captions.model_dump(mode="json"),
         "total_steps": parts.total_steps,
         "data_fingerprint": parts.data_fingerprint,
