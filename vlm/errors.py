@@ -3,6 +3,7 @@
 VlmError
 ├── ConfigError      a key or value in a YAML file or an override
 ├── DataError        a shard, a sample, a caption table, a download
+├── StoreError       an object store that does not answer, though asked again and again
 ├── CheckpointError  a checkpoint that cannot be saved or resumed
 └── BundleError      an exported bundle that cannot be read or trusted
 
@@ -10,7 +11,14 @@ A message says where, what was found, what was allowed and what to do. The comma
 without a traceback; a caller's programming mistake stays a `ValueError`.
 """
 
-__all__ = ["BundleError", "CheckpointError", "ConfigError", "DataError", "VlmError"]
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "StoreError",
+    "VlmError",
+]
 
 
 class VlmError(Exception):
@@ -23,6 +31,10 @@ class ConfigError(VlmError):
 
 class DataError(VlmError):
     """Input data that is missing, damaged or not of the promised form."""
+
+
+class StoreError(VlmError):
+    """A store that is out of reach for now; what it holds may be good, so nothing is replaced."""
 
 
 class CheckpointError(VlmError):

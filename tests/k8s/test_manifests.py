@@ -99,7 +99,8 @@ def test_the_training_job_runs_a_valid_config_on_as_many_nodes_as_it_has_pods() 
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["ports"][0]["port"] == container["ports"][0]["containerPort"] == 29500
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
-    for path in (config.output, config.data.shards.parent):
+    (source,) = config.data.all_sources
+    for path in (config.output, Path(source.shards).parent):
         assert str(path) in mounts
 
 

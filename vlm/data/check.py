@@ -17,8 +17,9 @@ from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
-from vlm.data.manifest import indexed_shards, split_member_name
+from vlm.data.manifest import indexed_shards
 from vlm.data.samples import decode_text_and_metadata
+from vlm.data.scan import split_member_name
 from vlm.errors import DataError
 from vlm.files import open_whole
 

@@ -1,51 +1,49 @@
 """What lies where in a folder of webdataset tars: a manifest of shards and an index of samples.
 
-    manifest.json   version, dataset fingerprint, and per shard: name, samples, bytes, sha256
+    manifest.json   version, fingerprint, counts, and the checksums of the two tables
+    shards.npy      a row a shard, memory-mapped: name, samples, bytes, SHA-256
     index.npy       40 bytes a sample, memory-mapped: stable id, offset, and where its image,
                     text and metadata lie behind that offset
 
-The tars stay ordinary: any webdataset user can read them and ignore both files.
+The tars stay ordinary: any webdataset user can read them and ignore all three. The manifest is
+written last, so a folder with one is complete.
 """
 
+import functools
 import hashlib
-import itertools
 import json
-import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Final
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, BinaryIO, Final, overload
 
 import numpy as np
 from jaxtyping import Int64
 
-from vlm.data.samples import IMAGE_EXTENSIONS
+from vlm.data.scan import INDEX_DTYPE, scan_shard
 from vlm.errors import DataError
 from vlm.files import write_text_whole
 
 __all__ = [
-    "INDEX_DTYPE",
+    "MANIFEST_NAME",
+    "TABLE_NAMES",
     "Manifest",
     "ShardInfo",
     "build_manifest",
     "indexed_shards",
     "open_manifest",
-    "split_member_name",
+    "read_manifest_tree",
 ]
 
-FORMAT_VERSION: Final = 1
-_MANIFEST: Final = "manifest.json"
-_INDEX: Final = "index.npy"
-_PARTS: Final = ("image", "text", "json")
-
-INDEX_DTYPE: Final = np.dtype(
-    [
-        ("id", "<i8"),
-        ("offset", "<u8"),
-        *((f"{part}_{field}", "<u4") for part in _PARTS for field in ("start", "size")),
-    ]
-)
-"""Of one sample; starts count from `offset`, and a size of 0 means that the part is absent."""
+FORMAT_VERSION: Final = 2
+MANIFEST_NAME: Final = "manifest.json"
+TABLE_NAMES: Final = ("shards.npy", "index.npy")
+_FEW_SHARDS: Final = 10_000
+_PARALLEL_FROM: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +56,40 @@ class ShardInfo:
     sha256: str
 
 
+class _ShardTable(Sequence[ShardInfo]):
+    """The rows of `shards.npy`, which stay on disk."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, number: int) -> ShardInfo: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[ShardInfo]: ...
+    def __getitem__(self, number: int | slice) -> ShardInfo | Sequence[ShardInfo]:
+        if isinstance(number, slice):
+            return _ShardTable(self._table[number])
+        row = self._table[number]
+        return ShardInfo(
+            name=row["name"].decode(errors="surrogateescape"),
+            num_samples=int(row["num_samples"]),
+            num_bytes=int(row["num_bytes"]),
+            sha256=row["sha256"].tobytes().hex(),
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A dataset folder, opened. Rows count samples in the order of shards and of members."""
+    """A dataset, opened. Rows count samples in the order of shards and of members."""
 
     folder: Path
-    shards: tuple[ShardInfo, ...]
+    """Where the tables are; the shards too, if they are local."""
+    location: str
+    """Folder or URL of the shards, for messages."""
+    shards: Sequence[ShardInfo]
     fingerprint: str
     """Changes with any byte of any shard."""
     index: np.ndarray
@@ -83,17 +109,27 @@ class Manifest:
     def locate(self, row: int) -> tuple[int, np.void]:
         """The number of the shard that holds `row`, and its index entry."""
         if not 0 <= row < self.num_samples:
-            message = f"{self.folder}: row {row} is out of range, there are {self.num_samples}"
+            message = f"{self.location}: row {row} is out of range, there are {self.num_samples}"
             raise IndexError(message)
         return int(np.searchsorted(self.ends, row, side="right")), self.index[row]
 
+    def where(self, shard: int) -> str:
+        """Path or URL of a shard."""
+        return f"{self.location.rstrip('/')}/{self.shards[shard].name}"
 
-def build_manifest(folder: Path, *, progress: Callable[[int, int], None] | None = None) -> Manifest:
-    """Scan every `*.tar` of a folder and write manifest and index, each whole or not at all.
+
+def build_manifest(
+    folder: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+) -> Manifest:
+    """Scan every `*.tar` of a folder and write manifest and tables, each whole or not at all.
 
     Args:
         folder: Where the shards are; sub-folders are not looked at.
         progress: Called with (shards done, shards in all).
+        workers: Processes that scan; by default one a core, and none for a few shards.
 
     Raises:
         DataError: If there is no shard, or one is not a whole tar of image-text pairs; the
@@ -103,72 +139,104 @@ def build_manifest(folder: Path, *, progress: Callable[[int, int], None] | None 
     if not paths:
         message = f"{folder}: no .tar shards here; write some with `vlm data write SOURCE {folder}`"
         raise DataError(message)
-    shards, parts = [], []
-    for done, path in enumerate(paths, start=1):
-        entries = np.array(_scan(path), dtype=INDEX_DTYPE)
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        size = path.stat().st_size
-        shards.append(
-            ShardInfo(name=path.name, num_samples=len(entries), num_bytes=size, sha256=sha256)
-        )
-        parts.append(entries)
-        if progress is not None:
-            progress(done, len(paths))
-    draft = folder / f".{_INDEX}.draft"
-    with draft.open("wb") as file:
-        np.save(file, np.concatenate(parts))
-    draft.replace(folder / _INDEX)
+    shards = []
+    # Entries wait on disk, so that memory does not grow with the dataset.
+    with tempfile.TemporaryFile(dir=folder) as spool:
+        for done, (info, entries) in enumerate(_scanned(paths, workers), start=1):
+            shards.append(info)
+            spool.write(entries.tobytes())
+            if progress is not None:
+                progress(done, len(paths))
+        total = sum(shard.num_samples for shard in shards)
+        _save(folder / "index.npy", INDEX_DTYPE, total, spool)
+    _save_shards(folder / "shards.npy", shards)
+    sums = {name: _sha256(folder / name) for name in TABLE_NAMES}
     tree = {
         "version": FORMAT_VERSION,
-        "fingerprint": _fingerprint(shards),
-        "shards": [asdict(shard) for shard in shards],
+        # The table of shards holds the checksum of each, so its own stands for all bytes.
+        "fingerprint": sums["shards.npy"],
+        "num_shards": len(shards),
+        "num_samples": total,
+        "num_bytes": sum(shard.num_bytes for shard in shards),
+        "tables": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": sums[name]}
+            for name in TABLE_NAMES
+        },
     }
-    write_text_whole(folder / _MANIFEST, json.dumps(tree, indent=1) + "\n")
+    write_text_whole(folder / MANIFEST_NAME, json.dumps(tree, indent=1) + "\n")
     return open_manifest(folder)
 
 
-def open_manifest(folder: Path) -> Manifest:
+def open_manifest(folder: Path, *, location: str | None = None) -> Manifest:
     """Open a dataset folder and check that its shards are those that were indexed.
+
+    Of many shards the sizes are not looked at here, but when each is first read.
+
+    Args:
+        folder: With manifest and tables.
+        location: Where the shards are, if not in `folder` too.
 
     Raises:
         DataError: If the folder is not indexed, the index is damaged, or a shard has vanished or
             changed its size.
     """
-    again = f"run `vlm data index {folder}`"
+    where = location or str(folder)
+    again = f"run `vlm data index {where}`"
     try:
-        tree = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        if tree["version"] != FORMAT_VERSION:
-            found = tree["version"]
-            message = f"{folder}: manifest version {found}, expected {FORMAT_VERSION}; {again}"
-            raise DataError(message)
-        shards = tuple(ShardInfo(**shard) for shard in tree["shards"])
-        index = np.load(folder / _INDEX, mmap_mode="r")
+        tree = read_manifest_tree((folder / MANIFEST_NAME).read_bytes(), where)
+        table = np.load(folder / "shards.npy", mmap_mode="r")
+        index = np.load(folder / "index.npy", mmap_mode="r")
+        ends = np.cumsum(table["num_samples"], dtype=np.int64)
+        whole = index.dtype == INDEX_DTYPE and len(index) == ends[-1] == tree["num_samples"]
     except FileNotFoundError as error:
         message = (
-            f"{folder}: not an indexed dataset, {Path(error.filename).name} is missing; {again}"
+            f"{where}: not an indexed dataset, {Path(error.filename).name} is missing; {again}"
         )
         raise DataError(message) from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        message = f"{folder}: manifest or index is damaged ({error}); {again}"
+    except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError) as error:
+        message = f"{where}: manifest or index is damaged ({error}); {again}"
         raise DataError(message) from error
-    ends = np.cumsum([shard.num_samples for shard in shards], dtype=np.int64)
-    if index.dtype != INDEX_DTYPE or len(index) != int(ends[-1]):
-        message = f"{folder}: {_INDEX} does not belong to {_MANIFEST}; {again}"
+    if not whole:
+        message = f"{where}: index.npy does not belong to {MANIFEST_NAME}; {again}"
         raise DataError(message)
-    for shard in shards:
-        _check_size(folder / shard.name, shard.num_bytes, again)
+    shards = _ShardTable(table)
+    if location is None and len(shards) <= _FEW_SHARDS:
+        for shard in shards:
+            _check_size(folder / shard.name, shard.num_bytes, again)
     return Manifest(
-        folder=folder, shards=shards, fingerprint=tree["fingerprint"], index=index, ends=ends
+        folder=folder,
+        location=where,
+        shards=shards,
+        fingerprint=tree["fingerprint"],
+        index=index,
+        ends=ends,
     )
 
 
-def indexed_shards(folder: Path) -> tuple[ShardInfo, ...]:
+def read_manifest_tree(data: bytes, where: str) -> dict[str, Any]:
+    """The content of `manifest.json`, of the version that this code reads.
+
+    Raises:
+        DataError: If it is of another version.
+        ValueError, TypeError, KeyError: If it is no manifest.
+    """
+    tree: dict[str, Any] = json.loads(data)
+    if tree["version"] != FORMAT_VERSION:
+        message = (
+            f"{where}: manifest version {tree['version']}, expected {FORMAT_VERSION}; "
+            f"run `vlm data index {where}`"
+        )
+        raise DataError(message)
+    return tree
+
+
+def indexed_shards(folder: Path) -> Sequence[ShardInfo]:
     """What the manifest says of the shards, unchecked; empty where it cannot be read."""
     try:
-        tree = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return tuple(ShardInfo(**shard) for shard in tree["shards"])
-    except (OSError, ValueError, KeyError, TypeError):
+        read_manifest_tree((folder / MANIFEST_NAME).read_bytes(), str(folder))
+        table = np.load(folder / "shards.npy", mmap_mode="r")
+        return _ShardTable(table) if table.dtype.names is not None else ()
+    except (OSError, ValueError, KeyError, TypeError, EOFError, DataError):
         return ()
 
 
@@ -183,93 +251,67 @@ def _check_size(path: Path, expected: int, again: str) -> None:
         raise DataError(message)
 
 
-def _scan(path: Path) -> list[tuple[int, ...]]:
-    """Index entries of one shard, in order."""
-    entries: list[tuple[int, ...]] = []
-    seen: set[str] = set()
-    parts = ((*split_member_name(member.name), member) for member in _members(path))
-    known = ((key, part, member) for key, part, member in parts if part is not None)
-    for key, group in itertools.groupby(known, key=lambda item: item[0]):
-        members: dict[str, tarfile.TarInfo] = {}
-        for _, part, member in group:
-            if part in members or key in seen:
-                message = (
-                    f"{path}: key {key!r} comes again at byte {member.offset}; the members of a "
-                    f"sample must be adjacent and keys unique; {_mend(path)}"
-                )
-                raise DataError(message)
-            members[part] = member
-        seen.add(key)
-        entries.append(_entry(path, key, members))
-    if not entries:
-        message = f"{path}: no samples; members must be named KEY.jpg, KEY.txt, KEY.json"
-        raise DataError(message)
-    return entries
+def _scanned(paths: list[Path], workers: int | None) -> Iterator[tuple[ShardInfo, np.ndarray]]:
+    """Facts and entries of each shard, in order."""
+    count = min(workers or os.cpu_count() or 1, len(paths))
+    if count == 1 or (workers is None and len(paths) < _PARALLEL_FROM):
+        yield from map(_scan, paths)
+        return
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(_scan, paths, chunksize=1)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """File members of a tar, refusing one that ends early."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            end = 0
-            for member in tar:
-                end = member.offset_data + -(-member.size // 512) * 512
-                if end > size:
-                    message = (
-                        f"{path}: truncated inside {member.name!r} at byte {member.offset}; "
-                        f"the file has {size} bytes. Copy it again, or {_mend(path)}"
-                    )
-                    raise DataError(message)
-                if member.isfile():
-                    yield member
-            _check_end(path, file, end)
-    except tarfile.TarError as error:
-        message = f"{path}: not a readable tar ({error}); copy it again, or {_mend(path)}"
-        raise DataError(message) from error
+def _scan(path: Path) -> tuple[ShardInfo, np.ndarray]:
+    entries = scan_shard(path)
+    info = ShardInfo(
+        name=path.name,
+        num_samples=len(entries),
+        num_bytes=path.stat().st_size,
+        sha256=_sha256(path),
+    )
+    return info, entries
 
 
-def _check_end(path: Path, file: BinaryIO, end: int) -> None:
-    """A whole tar closes with two blocks of zeros; without them its tail may be missing."""
-    file.seek(end)
-    if file.read(1024).strip(b"\0") or file.tell() - end < 1024:
-        message = (
-            f"{path}: truncated after byte {end}: the closing blocks of a tar are missing, so "
-            f"samples may be too. Copy the shard again, or {_mend(path)}"
-        )
-        raise DataError(message)
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def split_member_name(name: str) -> tuple[str, str | None]:
-    """Webdataset's split: the key ends at the first dot of the last path component."""
-    path = PurePosixPath(name)
-    stem, _, extension = path.name.partition(".")
-    extension = extension.lower()
-    part = "image" if extension in IMAGE_EXTENSIONS else {"txt": "text"}.get(extension)
-    return str(path.parent / stem), "json" if extension == "json" else part
+def _save_shards(path: Path, shards: list[ShardInfo]) -> None:
+    names = [os.fsencode(shard.name) for shard in shards]
+    dtype = np.dtype(
+        [
+            ("name", f"S{max(map(len, names))}"),
+            ("num_samples", "<i8"),
+            ("num_bytes", "<i8"),
+            ("sha256", "u1", (32,)),
+        ]
+    )
+    table = np.zeros(len(shards), dtype=dtype)
+    for row, name, shard in zip(table, names, shards, strict=True):
+        digest = np.frombuffer(bytes.fromhex(shard.sha256), dtype=np.uint8)
+        row["name"], row["sha256"] = name, digest
+        row["num_samples"], row["num_bytes"] = shard.num_samples, shard.num_bytes
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("wb") as file:
+        np.save(file, table)
+    draft.replace(path)
 
 
-def _entry(path: Path, key: str, members: dict[str, tarfile.TarInfo]) -> tuple[int, ...]:
-    offset = min(member.offset for member in members.values())
-    for part in ("image", "text"):
-        if part not in members:
-            message = (
-                f"{path}: sample {key!r} at byte {offset} has no {part}; it needs "
-                f"{key}.{'txt' if part == 'text' else '|'.join(IMAGE_EXTENSIONS)}; {_mend(path)}"
-            )
-            raise DataError(message)
-    digest = hashlib.blake2b(f"{path.name}/{key}".encode(), digest_size=8).digest()
-    fields = [int.from_bytes(digest, "big") >> 1, offset]
-    for part in _PARTS:
-        member = members.get(part)
-        fields += [0, 0] if member is None else [member.offset_data - offset, member.size]
-    return tuple(fields)
-
-
-def _mend(path: Path) -> str:
-    return f"run `vlm data check {path.parent} --repair` to keep what is good"
-
-
-def _fingerprint(shards: list[ShardInfo]) -> str:
-    entries: list[dict[str, Any]] = [asdict(shard) for shard in shards]
-    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+def _save(path: Path, dtype: np.dtype[Any], count: int, spool: BinaryIO) -> None:
+    """A `.npy` of records whose bytes lie in `spool`."""
+    draft = path.with_name(f".{path.name}.draft")
+    spool.seek(0)
+    with draft.open("wb") as file:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": (count,),
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in iter(functools.partial(spool.read, 2**24), b""):
+            file.write(block)
+    draft.replace(path)

@@ -31,9 +31,9 @@ _UNIFORM_UP_TO = 1_000_000
 _RUN_LENGTH = 64
 
 
-def usual_run_length(num_samples: int) -> int:
-    """1 up to a million samples, whose shards a page cache may hold; 64 beyond."""
-    return 1 if num_samples <= _UNIFORM_UP_TO else _RUN_LENGTH
+def usual_run_length(num_samples: int, *, remote: bool = False) -> int:
+    """1 up to a million local samples, whose shards a page cache may hold; 64 otherwise."""
+    return 1 if num_samples <= _UNIFORM_UP_TO and not remote else _RUN_LENGTH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Plan:
 
     def rows(self, step: int) -> Int64[np.ndarray, " global_batch"]:
         """Row numbers of the samples of one global step, in order."""
-        return self._rows(step * self.global_batch, self.global_batch)
+        return self.rank_rows(step, rank=0, size=1)
 
     def rank_rows(self, step: int, *, rank: int, size: int) -> Int64[np.ndarray, " batch"]:
         """This rank's stretch of a global step; ranks in order make up the whole.
@@ -71,17 +71,20 @@ class Plan:
         if rest:
             message = f"a global batch of {self.global_batch} does not divide over {size} ranks"
             raise ValueError(message)
-        return self._rows(step * self.global_batch + rank * batch, batch)
+        start = step * self.global_batch + rank * batch
+        return self.rows_at(np.arange(start, start + batch, dtype=np.int64))
 
-    def _rows(self, start: int, count: int) -> Int64[np.ndarray, " count"]:
-        parts = []
-        stop = start + count
-        while start < stop:
-            epoch, offset = divmod(start, self.num_samples)
-            end = min(offset + stop - start, self.num_samples)
-            positions = np.arange(offset, end, dtype=np.int64)
-            parts.append(self._row_of(self._place_on_runs(positions), mix(self.seed, epoch)))
-            start += end - offset
+    def rows_at(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """Rows of ascending positions on the endless line of samples."""
+        epochs, offsets = np.divmod(positions, self.num_samples)
+        first, last = int(epochs[0]), int(epochs[-1])
+        places = self._place_on_runs(offsets)
+        if first == last:
+            return self._row_of(places, mix(self.seed, first))
+        parts = [
+            self._row_of(places[epochs == epoch], mix(self.seed, epoch))
+            for epoch in range(first, last + 1)
+        ]
         return np.concatenate(parts)
 
     def _place_on_runs(self, position: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:

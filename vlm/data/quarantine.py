@@ -44,7 +44,7 @@ class Quarantine:
         self._ledger = ledger
         self._num_samples = num_samples
         self._max_bad_fraction = max_bad_fraction
-        self._rows: set[int] = set()
+        self._rows: set[tuple[int, int]] = set()
         self._seen = 0
         self._lock = Lock()
         self._written = _read_ledger(ledger)
@@ -53,22 +53,23 @@ class Quarantine:
         """Bad samples that this rank met since it started."""
         return len(self._rows)
 
-    def __contains__(self, row: int) -> bool:
-        return row in self._rows
+    def __contains__(self, visit: tuple[int, int]) -> bool:
+        """Whether a row of a source, by its number, is known to be bad."""
+        return visit in self._rows
 
     def count_seen(self) -> None:
         """One more sample was read, good or bad."""
         with self._lock:
             self._seen += 1
 
-    def add(self, row: int, *, shard: str, key: str, error: DataError) -> None:
+    def add(self, visit: tuple[int, int], *, shard: str, key: str, error: DataError) -> None:
         """Write down one bad sample.
 
         Raises:
             DataError: If there are now more than allowed.
         """
         with self._lock:
-            self._rows.add(row)
+            self._rows.add(visit)
             if (shard, key) not in self._written:
                 self._written.add((shard, key))
                 self._append({"shard": shard, "key": key, "reason": str(error)})

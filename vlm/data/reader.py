@@ -1,35 +1,59 @@
 """Single samples by row number, read from their byte offsets."""
 
-import os
+import hashlib
 import tarfile
 from collections import OrderedDict
-from pathlib import Path
 from threading import Lock
 from types import TracebackType
 
 import numpy as np
+from jaxtyping import Int64
 
-from vlm.data.manifest import Manifest, split_member_name
+from vlm.data.manifest import Manifest
 from vlm.data.samples import Sample, decode_text_and_metadata
+from vlm.data.scan import PARTS, sample_id, split_member_name
+from vlm.data.shards import LocalShards, ShardBytes, Stretch
 from vlm.errors import DataError
 
 __all__ = ["Reader"]
 
-_MAX_OPEN_SHARDS = 64
-_PARTS = ("image", "text", "json")
+_REMEMBERED_STRETCHES = 65_536
 
 
 class Reader:
-    """Random access to the samples of a manifest; safe to share between threads.
+    """Random access to the samples of a manifest, or to those that a filter keeps.
 
-    Positioned reads never move a file position, so neither threads nor forked processes disturb
-    each other. The most recently used shards stay open.
+    Safe to share between threads.
+
+    Args:
+        manifest: The dataset.
+        shards: Where the bytes come from; by default the manifest's folder.
+        kept: Sorted storage rows; row `i` of the reader is row `kept[i]` of the manifest.
+        run_length: Neighbouring rows that are fetched together; see `plan.py`.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        shards: ShardBytes | None = None,
+        kept: Int64[np.ndarray, " kept"] | None = None,
+        run_length: int = 1,
+    ) -> None:
         self.manifest = manifest
-        self._open: OrderedDict[int, int] = OrderedDict()
+        self.num_samples = manifest.num_samples if kept is None else len(kept)
+        self._shards = LocalShards(manifest) if shards is None else shards
+        self._kept = kept
+        self._run_length = run_length
+        self._expected: OrderedDict[Stretch, None] = OrderedDict()
         self._lock = Lock()
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any byte of any shard, and with the rows that are kept."""
+        if self._kept is None:
+            return self.manifest.fingerprint
+        return hashlib.sha256(self.manifest.fingerprint.encode() + self._kept.tobytes()).hexdigest()
 
     def __enter__(self) -> "Reader":
         return self
@@ -44,68 +68,105 @@ class Reader:
 
     def close(self) -> None:
         """Close all shards; a later read opens them again."""
-        with self._lock:
-            for descriptor in self._open.values():
-                os.close(descriptor)
-            self._open.clear()
+        self._shards.close()
 
     def read(self, row: int) -> Sample:
         """The sample of one row, undecoded.
 
         Raises:
-            DataError: If the shard is gone or short, or text or metadata cannot be decoded; the
-                message names shard, key and offset.
+            DataError: If the shard is gone, short or changed, or text or metadata cannot be
+                decoded; the message names shard, key and offset.
+            StoreError: If a remote store does not answer.
             IndexError: If there is no such row.
         """
-        shard, entry = self.manifest.locate(row)
-        path = self.manifest.folder / self.manifest.shards[shard].name
+        shard, entry = self._locate(row)
+        where = self.manifest.where(shard)
         offset = int(entry["offset"])
-        end = max(int(entry[f"{part}_start"] + entry[f"{part}_size"]) for part in _PARTS)
-        block = self._pread(shard, path, offset, end)
+        block = self._shards.read(self._stretch(row), offset, _size(entry))
         key = _key(block)
+        if key is not None and sample_id(self.manifest.shards[shard].name, key) != entry["id"]:
+            message = (
+                f"{where}: changed since indexing, at byte {offset} lies {key!r}, not the sample "
+                f"that the index has there; run `vlm data index {self.manifest.location}`"
+            )
+            raise DataError(message)
         try:
             text, metadata = decode_text_and_metadata(
                 _part(block, entry, "text"), _part(block, entry, "json") or b"{}"
             )
         except ValueError as error:
-            message = f"{path}: sample {key!r} at byte {offset}: {error}; write the shard anew"
+            message = f"{where}: sample {key!r} at byte {offset}: {error}; write the shard anew"
             raise DataError(message) from error
-        return Sample(key=key, image=_part(block, entry, "image"), text=text, metadata=metadata)
+        image = _part(block, entry, "image")
+        return Sample(key=key or "?", image=image, text=text, metadata=metadata)
+
+    def sample_ids(self, rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """Stable ids of rows."""
+        stored = rows if self._kept is None else self._kept[rows]
+        return np.ascontiguousarray(self.manifest.sample_ids[stored])
 
     def name(self, row: int) -> tuple[str, str]:
         """Shard and key of a row, for a report; the key is `?` where it cannot be read."""
-        shard, entry = self.manifest.locate(row)
+        shard, entry = self._locate(row)
         name = self.manifest.shards[shard].name
         try:
-            return name, _key(
-                self._pread(shard, self.manifest.folder / name, int(entry["offset"]), 512)
-            )
+            header = self._shards.read(self._stretch(row), int(entry["offset"]), 512)
         except DataError:
             return name, "?"
+        return name, _key(header) or "?"
 
-    def _pread(self, shard: int, path: Path, offset: int, size: int) -> bytes:
-        # The read happens under the lock so that eviction cannot close the descriptor meanwhile;
-        # it copies from the page cache, decoding is what takes time.
-        with self._lock:
-            descriptor = self._open.pop(shard, None)
-            try:
-                if descriptor is None:
-                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                self._open[shard] = descriptor
-                if len(self._open) > _MAX_OPEN_SHARDS:
-                    os.close(self._open.popitem(last=False)[1])
-                block = os.pread(descriptor, size, offset)
-                found = os.fstat(descriptor).st_size
-            except OSError as error:
-                message = f"{path}: cannot be read ({error.strerror})"
-                raise DataError(message) from error
-        if len(block) < size:
+    def where(self, row: int) -> str:
+        """Path or URL of the shard that holds a row."""
+        return self.manifest.where(self._locate(row)[0])
+
+    def expect(self, rows: Int64[np.ndarray, " n"]) -> None:
+        """Say which rows come soon, so that their stretches are on the way when they are read."""
+        for row in rows:
+            stretch = self._stretch(int(row))
+            with self._lock:
+                if stretch in self._expected:
+                    continue
+                self._expected[stretch] = None
+                if len(self._expected) > _REMEMBERED_STRETCHES:
+                    self._expected.popitem(last=False)
+            self._shards.expect(stretch)
+
+    def _stored(self, row: int) -> int:
+        if self._kept is None:
+            return row
+        if not 0 <= row < len(self._kept):
             message = (
-                f"{path}: ends at byte {found}, inside a sample that reaches to "
-                f"{offset + size}; the shard was cut, run `vlm data index {path.parent}`"
+                f"{self.manifest.location}: row {row} is out of range, {len(self._kept)} are kept"
             )
-            raise DataError(message)
-        return block
+            raise IndexError(message)
+        return int(self._kept[row])
+
+    def _locate(self, row: int) -> tuple[int, np.void]:
+        return self.manifest.locate(self._stored(row))
+
+    def _stretch(self, row: int) -> Stretch:
+        """From the first to the last row of this row's run, as far as they share its shard."""
+        shard, entry = self._locate(row)
+        if self._run_length == 1:
+            return Stretch(shard, int(entry["offset"]), _size(entry))
+        first = row // self._run_length * self._run_length
+        last = min(first + self._run_length, self.num_samples) - 1
+        start = int(self.manifest.ends[shard - 1]) if shard else 0
+        stop = int(self.manifest.ends[shard])
+        if self._kept is None:
+            low, high = max(first, start), min(last, stop - 1)
+        else:
+            run = self._kept[first : last + 1]
+            inside = run[np.searchsorted(run, start) : np.searchsorted(run, stop)]
+            low, high = int(inside[0]), int(inside[-1])
+        begin, end = self.manifest.index[low], self.manifest.index[high]
+        offset = int(begin["offset"])
+        return Stretch(shard, offset, int(end["offset"]) + _size(end) - offset)
+
+
+def _size(entry: np.void) -> int:
+    """Bytes of a sample, from its first header to the end of its last part."""
+    return max(int(entry[f"{part}_start"] + entry[f"{part}_size"]) for part in PARTS)
 
 
 def _part(block: bytes, entry: np.void, part: str) -> bytes:
@@ -113,12 +174,11 @@ def _part(block: bytes, entry: np.void, part: str) -> bytes:
     return block[start : start + size]
 
 
-def _key(block: bytes) -> str:
-    """The sample's key, from the first tar header of its block."""
+def _key(block: bytes) -> str | None:
+    """The sample's key, from the first tar header of its block; none where that holds no name."""
     try:
-        name = tarfile.TarInfo.frombuf(block[:512], "utf-8", "surrogateescape").name
-    except (
-        tarfile.TarError
-    ):  # a long-name or pax header comes first; the id still tells samples apart
-        return "?"
-    return split_member_name(name)[0]
+        header = tarfile.TarInfo.frombuf(block[:512], "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return None
+    # A header of a long name or of attributes comes before the one with the name.
+    return split_member_name(header.name)[0] if header.isreg() else None

@@ -6,7 +6,7 @@ What a step contains depends only on the plan, the seed and the step, never on t
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +14,19 @@ from threading import Lock
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from pydantic import Field
 
 from vlm.config import Config
 from vlm.data.captions import CaptionConfig, choose_caption
-from vlm.data.plan import Plan
+from vlm.data.mixture import MixturePlan
 from vlm.data.quarantine import Quarantine, replacements
 from vlm.data.reader import Reader
 from vlm.data.samples import Sample
 from vlm.errors import DataError
 from vlm.types import Batch, Tokenize
 
-__all__ = ["StreamConfig", "TrainStream", "group_id"]
+__all__ = ["Source", "StreamConfig", "TrainStream", "group_id"]
 
 ImageArray = UInt8[np.ndarray, "channel height width"]
 
@@ -46,19 +46,30 @@ class StreamConfig(Config):
     run_length: int | None = Field(None, ge=1)
     """Neighbouring samples that one rank reads together; see `plan.py`.
 
-    By default 1 up to a million samples, 64 beyond.
+    By default 1 up to a million local samples, 64 beyond and in an object store.
     """
     max_bad_fraction: float = Field(0.01, ge=0, lt=1)
     """Share of samples that may be unusable; they are replaced by others and written down."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """One dataset of a mixture."""
+
+    name: str
+    reader: Reader
+    captions: CaptionConfig
+    salt: int = 0
+    """Tells equal shard names and keys of several sources apart: ids are XORed with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Prepared:
     """A decoded sample."""
 
-    row: int
     image: ImageArray
     sample: Sample
+    sample_id: int
     group_id: int
 
 
@@ -66,9 +77,9 @@ class TrainStream:
     """Batches of one rank, by global step.
 
     Args:
-        reader: The dataset.
-        plan: Which rows make up which step.
-        config: Captions, groups, threads and cache.
+        sources: The datasets, in the order of the plan's sources.
+        plan: Which rows of which source make up which step.
+        config: Groups, threads and cache.
         prepare_image: From an encoded image file to a fixed-size uint8 array.
         tokenize: From captions to token ids.
         ledger: Where unusable samples are written down, or none.
@@ -79,8 +90,8 @@ class TrainStream:
     def __init__(
         self,
         *,
-        reader: Reader,
-        plan: Plan,
+        sources: Sequence[Source],
+        plan: MixturePlan,
         config: StreamConfig,
         prepare_image: Callable[[bytes], ImageArray],
         tokenize: Tokenize,
@@ -88,19 +99,19 @@ class TrainStream:
         rank: int = 0,
         size: int = 1,
     ) -> None:
-        self._reader = reader
+        self._sources = tuple(sources)
         self._plan = plan
         self._config = config
         self._prepare_image = prepare_image
         self._tokenize = tokenize
         self.quarantine = Quarantine(
             ledger,
-            num_samples=reader.manifest.num_samples,
+            num_samples=sum(source.reader.num_samples for source in sources),
             max_bad_fraction=config.max_bad_fraction,
         )
         self._rank = rank
         self._size = size
-        self._cache: dict[int, _Prepared] = {}
+        self._cache: dict[tuple[int, int], _Prepared] = {}
         self._cached_bytes = 0
         self._lock = Lock()
 
@@ -126,79 +137,118 @@ class TrainStream:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def figures(self, step: int) -> dict[str, float]:
+        """For the log: bad samples of this rank, and of a mixture the shares so far."""
+        counts = self._plan.counts(step)
+        shares = {
+            f"share/{source.name}": count / max(sum(counts), 1)
+            for source, count in zip(self._sources, counts, strict=True)
+        }
+        return {"quarantined": float(len(self.quarantine)), **(shares if len(shares) > 1 else {})}
+
     def _batch(self, step: int) -> Batch:
-        rows = self._plan.rank_rows(step, rank=self._rank, size=self._size)
-        prepared = [self._usable(int(row)) for row in rows]
-        sample_ids = self._reader.manifest.sample_ids[[item.row for item in prepared]]
-        first_row = step * self._plan.global_batch + self._rank * len(rows)
+        numbers, rows = self._plan.rank_rows(step, rank=self._rank, size=self._size)
+        self._expect(step, numbers, rows)
+        visits = [(int(number), int(row)) for number, row in zip(numbers, rows, strict=True)]
+        prepared = [self._usable(number, row) for number, row in visits]
+        first = step * self._plan.global_batch + self._rank * len(rows)
         captions = [
             choose_caption(
                 item.sample,
-                self._config.captions,
+                self._sources[number].captions,
                 # The position on the endless line of samples is unique to this visit.
-                np.random.Generator(np.random.Philox(key=[self._plan.seed, first_row + index])),
+                np.random.Generator(np.random.Philox(key=[self._plan.seed, first + index])),
             )
-            for index, item in enumerate(prepared)
+            for index, (item, (number, _)) in enumerate(zip(prepared, visits, strict=True))
         ]
         return Batch(
             images=torch.from_numpy(np.stack([item.image for item in prepared])),
             token_ids=self._tokenize(captions),
-            sample_ids=torch.from_numpy(np.ascontiguousarray(sample_ids)),
+            sample_ids=torch.tensor([item.sample_id for item in prepared], dtype=torch.int64),
             group_ids=torch.tensor([item.group_id for item in prepared], dtype=torch.int64),
         )
 
-    def _usable(self, row: int) -> _Prepared:
-        """The sample of a row, or of the first usable row in its place."""
-        found = self._cache.get(row)
+    def _expect(
+        self,
+        step: int,
+        numbers: Int64[np.ndarray, " batch"],
+        rows: Int64[np.ndarray, " batch"],
+    ) -> None:
+        """Send for what this step needs, and for its part of the next tile's runs.
+
+        All lanes begin new runs at the same step; each step before sends for a share of them, so
+        that requests come evenly.
+        """
+        self._send_for(numbers, rows)
+        length = max(plan.run_length for plan in self._plan.plans)
+        ahead = step + length
+        end = self._plan.end
+        if length > 1 and (end is None or (ahead + 1) * self._plan.global_batch <= end):
+            numbers, rows = self._plan.rank_rows(ahead, rank=self._rank, size=self._size)
+            share = slice(step % length, None, length)
+            self._send_for(numbers[share], rows[share])
+
+    def _send_for(
+        self, numbers: Int64[np.ndarray, " some"], rows: Int64[np.ndarray, " some"]
+    ) -> None:
+        for number, source in enumerate(self._sources):
+            own = [int(row) for row in rows[numbers == number]]
+            missing = [row for row in own if (number, row) not in self._cache]
+            source.reader.expect(np.array(missing, dtype=np.int64))
+
+    def _usable(self, number: int, row: int) -> _Prepared:
+        """The sample of a row, or of the first usable row of the same source in its place."""
+        found = self._cache.get((number, row))
         if found is not None:
             return found
-        for candidate in self._candidates(row):
-            if candidate in self.quarantine:
+        reader = self._sources[number].reader
+        for candidate in self._candidates(number, row):
+            if (number, candidate) in self.quarantine:
                 continue
             self.quarantine.count_seen()
             try:
-                sample = self._reader.read(candidate)
-                image = self._decoded(sample, candidate)
+                sample = reader.read(candidate)
+                image = self._decoded(reader, sample, candidate)
             except DataError as error:
-                shard, key = self._reader.name(candidate)
-                self.quarantine.add(candidate, shard=shard, key=key, error=error)
+                shard, key = reader.name(candidate)
+                several = len(self._sources) > 1
+                shard = f"{self._sources[number].name}/{shard}" if several else shard
+                self.quarantine.add((number, candidate), shard=shard, key=key, error=error)
                 continue
-            return self._kept(row, self._prepared(candidate, sample, image))
-        folder = self._reader.manifest.folder
-        message = f"{folder}: no usable sample was found in place of row {row}"
+            return self._kept((number, row), self._prepared(number, candidate, sample, image))
+        message = f"{reader.manifest.location}: no usable sample was found in place of row {row}"
         raise DataError(message)
 
-    def _candidates(self, row: int) -> Iterator[int]:
+    def _candidates(self, number: int, row: int) -> Iterator[int]:
         yield row
-        yield from replacements(
-            row, num_samples=self._reader.manifest.num_samples, seed=self._plan.seed
-        )
+        plan = self._plan.plans[number]
+        yield from replacements(row, num_samples=plan.num_samples, seed=plan.seed)
 
-    def _decoded(self, sample: Sample, row: int) -> ImageArray:
+    def _decoded(self, reader: Reader, sample: Sample, row: int) -> ImageArray:
         try:
             return self._prepare_image(sample.image)
         except DataError as error:
-            shard, _ = self._reader.manifest.locate(row)
-            name = self._reader.manifest.shards[shard].name
-            message = f"{self._reader.manifest.folder / name}: sample {sample.key!r}: {error}"
+            message = f"{reader.where(row)}: sample {sample.key!r}: {error}"
             raise DataError(message) from error
 
-    def _prepared(self, row: int, sample: Sample, image: ImageArray) -> _Prepared:
+    def _prepared(self, number: int, row: int, sample: Sample, image: ImageArray) -> _Prepared:
+        source = self._sources[number]
+        sample_id = int(source.reader.sample_ids(np.array([row]))[0]) ^ source.salt
         return _Prepared(
-            row=row,
             image=image,
             # The encoded file is not needed again.
             sample=Sample(key=sample.key, image=b"", text=sample.text, metadata=sample.metadata),
+            sample_id=sample_id,
             group_id=group_id(sample, self._config.group_field)
             if self._config.group_field is not None
-            else int(self._reader.manifest.sample_ids[row]),
+            else sample_id,
         )
 
-    def _kept(self, row: int, prepared: _Prepared) -> _Prepared:
+    def _kept(self, visit: tuple[int, int], prepared: _Prepared) -> _Prepared:
         with self._lock:
             if self._cached_bytes + prepared.image.nbytes <= self._config.cache_bytes:
                 self._cached_bytes += prepared.image.nbytes
-                self._cache[row] = prepared
+                self._cache[visit] = prepared
         return prepared
 
 

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -38,7 +37,7 @@ _STYLE: Final[dict[Any, Any]] = {
 
 
 def recall_plot(
-    evaluation: Evaluation, config: EvaluationConfig, datasets: Mapping[Path, EmbeddedDataset]
+    evaluation: Evaluation, config: EvaluationConfig, datasets: Mapping[str, EmbeddedDataset]
 ) -> str:
     """Recall at every k from 1 to 100, both directions of each retrieval task."""
     with mpl.rc_context(_STYLE):

@@ -1,7 +1,7 @@
 """Run the tasks of a configuration on one model."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.config import Config
-from vlm.data.manifest import open_manifest
-from vlm.data.reader import Reader
+from vlm.data.dataset import open_reader
+from vlm.data.remote import RemoteConfig
 from vlm.data.samples import Sample
 from vlm.data.sequential import iterate_samples
 from vlm.errors import BundleError, DataError
@@ -79,7 +79,7 @@ class EmbeddedDataset:
 class Evidence:
     """What the figures were computed from, for the report."""
 
-    datasets: dict[Path, EmbeddedDataset]
+    datasets: dict[str, EmbeddedDataset]
     """By folder."""
     class_rows: dict[str, Float[Tensor, "class dim"]]
     """By zero-shot task; row i is of class number i of `EmbeddedDataset.groups`."""
@@ -103,7 +103,7 @@ def evaluate(
         BundleError: If the model gives embeddings that are no numbers.
     """
     start = time.monotonic()
-    datasets: dict[Path, EmbeddedDataset] = {}
+    datasets: dict[str, EmbeddedDataset] = {}
     for folder in config.folders():
         began = time.monotonic()
         data = datasets[folder] = embed_dataset(encoder, folder)
@@ -133,7 +133,7 @@ def evaluate(
 
 
 def embed_dataset(
-    encoder: Encoder, folder: Path, *, max_pairs: int | None = None
+    encoder: Encoder, location: Path | str, *, max_pairs: int | None = None
 ) -> EmbeddedDataset:
     """Embed the pairs of a dataset; with `max_pairs`, those with the lowest sample ids.
 
@@ -145,7 +145,7 @@ def embed_dataset(
     """
     kept: list[Sample] = []
     images: list[Float[np.ndarray, "batch dim"]] = []
-    samples = iterate_samples(folder) if max_pairs is None else _some_samples(folder, max_pairs)
+    samples = iterate_samples(location) if max_pairs is None else _some_samples(location, max_pairs)
     chunk: list[Sample] = []
     for sample in samples:
         chunk.append(sample)
@@ -163,13 +163,16 @@ def embed_dataset(
     return data
 
 
-def modality_means(encoder: Encoder, folder: Path, *, max_pairs: int) -> ModalityMeans:
-    """Mean image and mean caption embedding over (up to `max_pairs` of) a dataset."""
-    data = embed_dataset(encoder, folder, max_pairs=max_pairs)
+def modality_means(
+    encoder: Encoder, locations: Sequence[Path | str], *, max_pairs: int
+) -> ModalityMeans:
+    """Mean image and mean caption embedding over (up to `max_pairs` of) one or more datasets."""
+    share = -(-max_pairs // len(locations))
+    parts = [embed_dataset(encoder, location, max_pairs=share) for location in locations]
     return ModalityMeans(
-        image=data.images.double().mean(dim=0).tolist(),
-        text=data.texts.double().mean(dim=0).tolist(),
-        num_pairs=len(data.samples),
+        image=torch.cat([part.images for part in parts]).double().mean(dim=0).tolist(),
+        text=torch.cat([part.texts for part in parts]).double().mean(dim=0).tolist(),
+        num_pairs=sum(len(part.samples) for part in parts),
     )
 
 
@@ -195,10 +198,12 @@ def _encode_images(encoder: Encoder, samples: list[Sample]) -> Float[np.ndarray,
     return encoder.encode_images(decoded)
 
 
-def _some_samples(folder: Path, count: int) -> Iterator[Sample]:
-    manifest = open_manifest(folder)
-    with Reader(manifest) as reader:
-        for row in np.sort(np.argsort(manifest.sample_ids)[:count]).tolist():
+def _some_samples(location: Path | str, count: int) -> Iterator[Sample]:
+    reader, _ = open_reader(str(location), remote=RemoteConfig(), run_length=1)
+    with reader:
+        rows = np.sort(np.argsort(reader.manifest.sample_ids)[:count])
+        reader.expect(rows)
+        for row in rows.tolist():
             yield reader.read(row)
 
 

@@ -1,7 +1,5 @@
 """What to evaluate, as configuration."""
 
-from pathlib import Path
-
 from pydantic import Field
 
 from vlm.config import Config
@@ -12,8 +10,8 @@ __all__ = ["EvaluationConfig", "GeometryTask", "RetrievalTask", "ZeroShotTask"]
 class ZeroShotTask(Config):
     """Classify the images of a dataset; its classes are the values of one metadata field."""
 
-    shards: Path
-    """A dataset folder, relative to the current one."""
+    shards: str
+    """A dataset folder, relative to the current one, or the URL of one."""
     class_field: str
     """Key in a sample's `.json` that tells its class."""
     prompts: list[str] = Field(default=["{text}"], min_length=1)
@@ -23,7 +21,7 @@ class ZeroShotTask(Config):
 class RetrievalTask(Config):
     """Find captions by images and images by captions."""
 
-    shards: Path
+    shards: str
     group_field: str | None = None
     """Samples with equal values here are positives of each other; none: only own pairs."""
 
@@ -31,7 +29,7 @@ class RetrievalTask(Config):
 class GeometryTask(Config):
     """Measure where the modalities lie."""
 
-    shards: Path
+    shards: str
     group_field: str | None = None
     """Samples with equal values here are no strangers: their distances are left out of the
     relative gap and the cross-uniformity; none: every sample is its own group."""
@@ -45,7 +43,7 @@ class EvaluationConfig(Config):
     geometry: dict[str, GeometryTask] = {}
     seed: int = 0
 
-    def folders(self) -> list[Path]:
+    def folders(self) -> list[str]:
         """The datasets that the tasks need, each once, in the order of first mention."""
         named = [
             *(task.shards for task in self.zero_shot.values()),

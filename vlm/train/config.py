@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from vlm.config import Config
 from vlm.data.augment import AugmentConfig
+from vlm.data.dataset import SourceConfig, StageConfig
+from vlm.data.remote import RemoteConfig
 from vlm.data.stream import StreamConfig
 from vlm.losses import LossTerm
 from vlm.models import DualEncoderConfig
@@ -26,10 +28,58 @@ __all__ = [
 class DataConfig(Config):
     """Where the pairs are and how they become batches."""
 
-    shards: Path
-    """A dataset folder: webdataset tars with their manifest, as `vlm data write` leaves it."""
+    shards: str | None = None
+    """A dataset folder or URL: webdataset tars with their manifest. This or `sources`."""
+    filter: str | None = None
+    """Name of a filter of `shards`, written by `vlm data filter`."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Several datasets, mixed by weight."""
+    curriculum: tuple[StageConfig, ...] = ()
+    """Changes of the sources' weights, by step."""
+    remote: RemoteConfig = RemoteConfig()
     stream: StreamConfig = StreamConfig()
     augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _sources_agree(self) -> "DataConfig":
+        if (self.shards is None) == (not self.sources):
+            message = "give exactly one of shards and sources"
+            raise ValueError(message)
+        if self.filter is not None and self.sources:
+            message = "give filter to each of the sources"
+            raise ValueError(message)
+        names = [source.name for source in self.all_sources]
+        if len(set(names)) < len(names):
+            message = f"names of sources must differ, found {', '.join(names)}"
+            raise ValueError(message)
+        _check_weights("sources", {source.name: source.weight for source in self.all_sources})
+        steps = [stage.from_step for stage in self.curriculum]
+        if steps != sorted(set(steps)):
+            message = f"curriculum: from_step must rise from stage to stage, found {steps}"
+            raise ValueError(message)
+        for stage in self.curriculum:
+            unknown = sorted(set(stage.weights) - set(names))
+            if unknown:
+                message = (
+                    f"curriculum: no source is called {', '.join(unknown)}; there are "
+                    f"{', '.join(names)}"
+                )
+                raise ValueError(message)
+            _check_weights(f"curriculum from step {stage.from_step}", stage.weights)
+        return self
+
+    @property
+    def all_sources(self) -> tuple[SourceConfig, ...]:
+        """The mixture, also where it is one dataset."""
+        if self.shards is None:
+            return self.sources
+        return (SourceConfig(name="shards", shards=self.shards, filter=self.filter),)
+
+
+def _check_weights(where: str, weights: dict[str, float]) -> None:
+    if min(weights.values(), default=0) < 0 or sum(weights.values()) <= 0:
+        message = f"{where}: weights must be at least 0 and one above, found {weights}"
+        raise ValueError(message)
 
 
 class TorchEngineConfig(Config):
@@ -83,6 +133,9 @@ class TrainConfig(Config):
     def _sections_agree(self) -> "TrainConfig":
         if (self.steps is None) == (self.epochs is None):
             message = "give exactly one of steps and epochs"
+            raise ValueError(message)
+        if self.epochs is not None and len(self.data.sources) > 1:
+            message = "a mixture has no epochs of its own: give steps"
             raise ValueError(message)
         needs_bias = any(term.type == "siglip" for term in self.loss)
         if needs_bias and self.model.init_logit_bias is None:

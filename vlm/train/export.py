@@ -56,7 +56,8 @@ def export_run(run: Path, folder: Path, *, console: Console) -> BundleInfo:
     config, checkpoint = _open_run(run)
     bundle = load_run(run)
     console.print(f"modality means over up to {_MEANS_PAIRS} training pairs", highlight=False)
-    means = modality_means(Encoder(bundle), config.data.shards, max_pairs=_MEANS_PAIRS)
+    locations = [source.shards for source in config.data.all_sources]
+    means = modality_means(Encoder(bundle), locations, max_pairs=_MEANS_PAIRS)
     metrics = _metrics(run / "evaluation.json", bundle.info.fingerprint, console)
     return _save(folder, config, checkpoint, means=means, metrics=metrics)
 

@@ -83,7 +83,7 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
             if step % config.log_every == 0 or step == parts.total_steps:
                 figures = _figures(loss, gradient_norm, factor * config.optim.lr)
                 _refuse_non_finite(figures["loss"], step, config)
-                telemetry.report(step, figures | {"quarantined": len(parts.stream.quarantine)})
+                telemetry.report(step, figures | parts.stream.figures(step))
             stopping = any_rank(stop.requested, world)
             if step % config.checkpoint_every == 0 or step == parts.total_steps or stopping:
                 save_checkpoint(

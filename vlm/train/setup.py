@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,10 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from vlm.data.manifest import open_manifest
-from vlm.data.plan import Plan, usual_run_length
-from vlm.data.reader import Reader
-from vlm.data.stream import TrainStream
+from vlm.data.dataset import open_reader
+from vlm.data.mixture import MixturePlan, build_mixture
+from vlm.data.permute import mix
+from vlm.data.plan import Plan
+from vlm.data.stream import Source, TrainStream
 from vlm.distributed import World
 from vlm.errors import ConfigError
 from vlm.models import DualEncoder
@@ -32,7 +34,8 @@ class Parts:
     stream: TrainStream
     total_steps: int
     num_samples: int
-    run_length: int
+    data_facts: list[dict[str, Any]]
+    """Of each source, what decides its samples and their order."""
     data_fingerprint: str
 
 
@@ -62,16 +65,21 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
             f"choose a multiple of {world.size}"
         )
         raise ConfigError(message)
-    manifest = open_manifest(config.data.shards)
-    run_length = config.data.stream.run_length or usual_run_length(manifest.num_samples)
+    opened = _open_sources(config)
+    sources = [source for source, _ in opened]
+    num_samples = sum(source.reader.num_samples for source in sources)
+    total_steps = config.total_steps(num_samples)
+    plan = _mixture(config, sources, [run_length for _, run_length in opened])
+    if plan.end is not None and total_steps * config.global_batch > plan.end:
+        message = (
+            f"the sources, none of which repeats, are used up after "
+            f"{plan.end // config.global_batch} whole steps and steps={total_steps}: "
+            f"lower steps, or let one repeat"
+        )
+        raise ConfigError(message)
     stream = TrainStream(
-        reader=Reader(manifest),
-        plan=Plan(
-            num_samples=manifest.num_samples,
-            global_batch=config.global_batch,
-            seed=config.seed,
-            run_length=run_length,
-        ),
+        sources=sources,
+        plan=plan,
         config=config.data.stream,
         prepare_image=_image_preparer(config),
         tokenize=build_tokenizer(config.tokenizer),
@@ -80,14 +88,79 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         size=world.size,
     )
     model = build_model(config).to(world.device)
+    facts = _data_facts(config, opened)
+    fingerprints = [fact["fingerprint"] for fact in facts]
     return Parts(
         engine=_build_engine(config, model, world),
         stream=stream,
-        total_steps=config.total_steps(manifest.num_samples),
-        num_samples=manifest.num_samples,
-        run_length=run_length,
-        data_fingerprint=manifest.fingerprint,
+        total_steps=total_steps,
+        num_samples=num_samples,
+        data_facts=facts,
+        data_fingerprint=fingerprints[0]
+        if len(fingerprints) == 1
+        else hashlib.sha256(" ".join(fingerprints).encode()).hexdigest(),
     )
+
+
+def _open_sources(config: TrainConfig) -> list[tuple[Source, int]]:
+    """Each source with its run length."""
+    opened = []
+    for source in config.data.all_sources:
+        reader, run_length = open_reader(
+            source.shards,
+            remote=config.data.remote,
+            run_length=config.data.stream.run_length,
+            filter_name=source.filter,
+        )
+        captions = source.captions or config.data.stream.captions
+        salt = _name_key(source.name) >> 1 if len(config.data.all_sources) > 1 else 0
+        opened.append(
+            (Source(name=source.name, reader=reader, captions=captions, salt=salt), run_length)
+        )
+    return opened
+
+
+def _mixture(config: TrainConfig, sources: list[Source], run_lengths: list[int]) -> MixturePlan:
+    settings = config.data.all_sources
+    weights = [source.weight for source in settings]
+    plans = [
+        Plan(
+            num_samples=source.reader.num_samples,
+            # Lanes of a source: its places in a batch, so that a run stays with one rank.
+            global_batch=max(1, round(config.global_batch * weight / sum(weights))),
+            seed=config.seed if len(sources) == 1 else mix(config.seed, _name_key(source.name)),
+            run_length=run_length,
+        )
+        for source, weight, run_length in zip(sources, weights, run_lengths, strict=True)
+    ]
+    return build_mixture(
+        plans,
+        weights=weights,
+        repeats=[source.repeat for source in settings],
+        curriculum=[
+            (stage.from_step, [stage.weights.get(source.name, 0.0) for source in settings])
+            for stage in config.data.curriculum
+        ],
+        global_batch=config.global_batch,
+        seed=config.seed,
+    )
+
+
+def _name_key(name: str) -> int:
+    """A 64-bit hash of a source's name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
+def _data_facts(config: TrainConfig, opened: list[tuple[Source, int]]) -> list[dict[str, Any]]:
+    return [
+        {
+            **settings.model_dump(mode="json", include={"name", "weight", "repeat"}),
+            "fingerprint": source.reader.fingerprint,
+            "run_length": run_length,
+            "captions": source.captions.model_dump(mode="json"),
+        }
+        for settings, (source, run_length) in zip(config.data.all_sources, opened, strict=True)
+    ]
 
 
 def resume_facts(config: TrainConfig, parts: Parts) -> dict[str, Any]:
@@ -97,8 +170,8 @@ def resume_facts(config: TrainConfig, parts: Parts) -> dict[str, Any]:
     )
     return {
         **watched,
-        "run_length": parts.run_length,
-        "captions": config.data.stream.captions.model_dump(mode="json"),
+        "sources": parts.data_facts,
+        "curriculum": [stage.model_dump(mode="json") for stage in config.data.curriculum],
         "total_steps": parts.total_steps,
         "data_fingerprint": parts.data_fingerprint,
     }

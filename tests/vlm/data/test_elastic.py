@@ -14,10 +14,11 @@ import torch.distributed as dist
 
 from tests.support import drawn_samples
 from vlm.data.manifest import build_manifest, open_manifest
+from vlm.data.mixture import only
 from vlm.data.plan import Plan
 from vlm.data.reader import Reader
 from vlm.data.samples import Sample
-from vlm.data.stream import StreamConfig, TrainStream
+from vlm.data.stream import Source, StreamConfig, TrainStream
 from vlm.data.write import write_shards
 from vlm.distributed import World, gather_rows
 from vlm.preprocess import (
@@ -41,13 +42,18 @@ def stream(folder: Path, *, rank: int, size: int, threads: int) -> TrainStream:
         seed=11,
         run_length=RUN_LENGTH,
     )
-    captions = {"text": 0.4, "tags": 0.6}
+    config = StreamConfig.model_validate(
+        {
+            "threads": threads,
+            "max_bad_fraction": 0.2,
+            "captions": {"text": 0.4, "tags": 0.6},
+        }
+    )
+    reader = Reader(manifest, run_length=RUN_LENGTH)
     return TrainStream(
-        reader=Reader(manifest),
-        plan=plan,
-        config=StreamConfig.model_validate(
-            {"threads": threads, "max_bad_fraction": 0.2, "captions": captions}
-        ),
+        sources=[Source(name="p", reader=reader, captions=config.captions)],
+        plan=only(plan),
+        config=config,
         prepare_image=lambda data: resize_image(decode_image(data), ImageConfig(size=8)),
         tokenize=build_tokenizer(TokenizerConfig(context_length=8)),
         rank=rank,

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm.data.plan import Plan, usual_run_length
@@ -8,6 +8,7 @@ from vlm.data.plan import Plan, usual_run_length
 sizes = st.integers(1, 40)
 
 
+@settings(deadline=None)
 @given(num_samples=sizes, global_batch=sizes, seed=st.integers(0, 5), run_length=sizes)
 def test_every_sample_comes_exactly_once_an_epoch(
     num_samples: int, global_batch: int, seed: int, run_length: int

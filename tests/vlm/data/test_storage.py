@@ -16,9 +16,10 @@ import pytest
 import webdataset
 
 from tests.support import drawn_samples, write_dataset
-from vlm.data.manifest import INDEX_DTYPE, build_manifest, open_manifest
+from vlm.data.manifest import build_manifest, open_manifest
 from vlm.data.reader import Reader
 from vlm.data.samples import Sample
+from vlm.data.scan import INDEX_DTYPE
 from vlm.data.sequential import iterate_samples
 from vlm.data.write import write_shards
 from vlm.errors import DataError
@@ -175,7 +176,7 @@ def test_a_shard_that_vanished_is_named(tmp_path: Path) -> None:
         open_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "index.npy"])
+@pytest.mark.parametrize("name", ["manifest.json", "shards.npy", "index.npy"])
 def test_a_damaged_or_missing_index_says_how_to_make_it_anew(tmp_path: Path, name: str) -> None:
     write_dataset(tmp_path, 12)
     (tmp_path / name).write_bytes(b"{}")
@@ -255,4 +256,4 @@ def test_a_killed_writer_leaves_no_partial_shard(tmp_path: Path) -> None:
     shards = len(list(tmp_path.glob("x-*.tar")))
     assert shards >= 3
     assert build_manifest(tmp_path).num_samples == 50 * shards
-    assert json.loads((tmp_path / "manifest.json").read_text())["version"] == 1
+    assert json.loads((tmp_path / "manifest.json").read_text())["version"] == 2

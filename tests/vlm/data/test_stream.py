@@ -9,10 +9,11 @@ import torch
 from tests.support import drawn_samples, write_dataset
 from vlm.data.captions import CaptionConfig, choose_caption
 from vlm.data.manifest import Manifest, build_manifest
+from vlm.data.mixture import only
 from vlm.data.plan import Plan
 from vlm.data.reader import Reader
 from vlm.data.samples import Sample
-from vlm.data.stream import StreamConfig, TrainStream
+from vlm.data.stream import Source, StreamConfig, TrainStream
 from vlm.data.write import write_shards
 from vlm.errors import DataError
 from vlm.preprocess import (
@@ -35,10 +36,13 @@ def stream(
     run_length: int = 1,
     **config: Any,
 ) -> TrainStream:
+    settings = StreamConfig.model_validate({"group_field": "concept", **config})
+    plan = Plan(num_samples=manifest.num_samples, global_batch=12, seed=3, run_length=run_length)
+    reader = Reader(manifest, run_length=run_length)
     return TrainStream(
-        reader=Reader(manifest),
-        plan=Plan(num_samples=manifest.num_samples, global_batch=12, seed=3, run_length=run_length),
-        config=StreamConfig.model_validate({"group_field": "concept", **config}),
+        sources=[Source(name="drawn", reader=reader, captions=settings.captions)],
+        plan=only(plan),
+        config=settings,
         prepare_image=lambda data: resize_image(decode_image(data), ImageConfig(size=16)),
         tokenize=TOKENIZE,
         ledger=ledger,

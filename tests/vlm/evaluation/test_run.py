@@ -97,7 +97,7 @@ def test_means_are_those_of_the_rows_and_a_part_is_chosen_by_id(
 ) -> None:
     manifest = write_dataset(tmp_path / "shards", 40)
     data = embed_dataset(encoder, tmp_path / "shards")
-    means = modality_means(encoder, tmp_path / "shards", max_pairs=100)
+    means = modality_means(encoder, [tmp_path / "shards"], max_pairs=100)
     np.testing.assert_allclose(means.image, data.images.mean(dim=0), atol=1e-6)
     assert means.num_pairs == 40
     part = embed_dataset(encoder, tmp_path / "shards", max_pairs=7)

@@ -99,7 +99,7 @@ def test_training_learns_to_match_drawings_with_captions(tmp_path: Path) -> None
         optim={"type": "lion", "lr": 1e-3, "weight_decay": 0.1}, checkpoint_every=500,
     )  # fmt: skip
     run(config)
-    data = embed_dataset(Encoder(load_run(config.run_folder)), config.data.shards)
+    data = embed_dataset(Encoder(load_run(config.run_folder)), tmp_path / "shards")
     groups = data.groups("concept")
     found = recall(data.texts, data.images, groups, groups)
     assert found.chance < 0.07
@@ -242,7 +242,7 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     run(configured(tmp_path))
     write_dataset(tmp_path / "other", 65)
     data = {**tree(tmp_path)["data"], "shards": str(tmp_path / "other")}
-    with pytest.raises(CheckpointError, match="these differ: data_fingerprint"):
+    with pytest.raises(CheckpointError, match="these differ: sources, data_fingerprint"):
         run(configured(tmp_path, data=data), resume=True)
 
 
@@ -342,7 +342,7 @@ def test_an_exported_run_is_a_bundle_with_means_metrics_and_provenance(tmp_path:
     assert info.modality_means is not None
     assert info.modality_means.num_pairs == 64
     encoder = Encoder(load_bundle(tmp_path / "bundle"))
-    data = embed_dataset(encoder, config.data.shards)
+    data = embed_dataset(encoder, tmp_path / "shards")
     assert info.modality_means.text == pytest.approx(data.texts.mean(0).tolist(), abs=1e-6)
 
 

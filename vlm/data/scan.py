@@ -1,0 +1,128 @@
+"""One shard to its index entries: where each sample lies, and what it is."""
+
+import hashlib
+import itertools
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Final
+
+import numpy as np
+
+from vlm.data.samples import IMAGE_EXTENSIONS
+from vlm.errors import DataError
+
+__all__ = ["INDEX_DTYPE", "PARTS", "sample_id", "scan_shard", "split_member_name"]
+
+PARTS: Final = ("image", "text", "json")
+
+INDEX_DTYPE: Final = np.dtype(
+    [
+        ("id", "<i8"),
+        ("offset", "<u8"),
+        *((f"{part}_{field}", "<u4") for part in PARTS for field in ("start", "size")),
+    ]
+)
+"""Of one sample; starts count from `offset`, and a size of 0 means that the part is absent."""
+
+
+def scan_shard(path: Path) -> np.ndarray:
+    """Entries of `INDEX_DTYPE` of one tar, in order.
+
+    Raises:
+        DataError: If it is not a whole tar of image-text pairs; the message names shard, member
+            and offset.
+    """
+    return np.array(_entries(path), dtype=INDEX_DTYPE)
+
+
+def sample_id(shard: str, key: str) -> int:
+    """The stable 63-bit id of a sample: a hash of the shard's file name and the key."""
+    digest = hashlib.blake2b(f"{shard}/{key}".encode(errors="surrogateescape"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") >> 1
+
+
+def _entries(path: Path) -> list[tuple[int, ...]]:
+    """Index entries of one shard, in order."""
+    entries: list[tuple[int, ...]] = []
+    seen: set[str] = set()
+    parts = ((*split_member_name(member.name), member) for member in _members(path))
+    known = ((key, part, member) for key, part, member in parts if part is not None)
+    for key, group in itertools.groupby(known, key=lambda item: item[0]):
+        members: dict[str, tarfile.TarInfo] = {}
+        for _, part, member in group:
+            if part in members or key in seen:
+                message = (
+                    f"{path}: key {key!r} comes again at byte {member.offset}; the members of a "
+                    f"sample must be adjacent and keys unique; {_mend(path)}"
+                )
+                raise DataError(message)
+            members[part] = member
+        seen.add(key)
+        entries.append(_entry(path, key, members))
+    if not entries:
+        message = f"{path}: no samples; members must be named KEY.jpg, KEY.txt, KEY.json"
+        raise DataError(message)
+    return entries
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """File members of a tar, refusing one that ends early."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            end = 0
+            for member in tar:
+                end = member.offset_data + -(-member.size // 512) * 512
+                if end > size:
+                    message = (
+                        f"{path}: truncated inside {member.name!r} at byte {member.offset}; "
+                        f"the file has {size} bytes. Copy it again, or {_mend(path)}"
+                    )
+                    raise DataError(message)
+                if member.isfile():
+                    yield member
+            _check_end(path, file, end)
+    except tarfile.TarError as error:
+        message = f"{path}: not a readable tar ({error}); copy it again, or {_mend(path)}"
+        raise DataError(message) from error
+
+
+def _check_end(path: Path, file: BinaryIO, end: int) -> None:
+    """A whole tar closes with two blocks of zeros; without them its tail may be missing."""
+    file.seek(end)
+    if file.read(1024).strip(b"\0") or file.tell() - end < 1024:
+        message = (
+            f"{path}: truncated after byte {end}: the closing blocks of a tar are missing, so "
+            f"samples may be too. Copy the shard again, or {_mend(path)}"
+        )
+        raise DataError(message)
+
+
+def split_member_name(name: str) -> tuple[str, str | None]:
+    """Webdataset's split: the key ends at the first dot of the last path component."""
+    path = PurePosixPath(name)
+    stem, _, extension = path.name.partition(".")
+    extension = extension.lower()
+    part = "image" if extension in IMAGE_EXTENSIONS else {"txt": "text"}.get(extension)
+    return str(path.parent / stem), "json" if extension == "json" else part
+
+
+def _entry(path: Path, key: str, members: dict[str, tarfile.TarInfo]) -> tuple[int, ...]:
+    offset = min(member.offset for member in members.values())
+    for part in ("image", "text"):
+        if part not in members:
+            message = (
+                f"{path}: sample {key!r} at byte {offset} has no {part}; it needs "
+                f"{key}.{'txt' if part == 'text' else '|'.join(IMAGE_EXTENSIONS)}; {_mend(path)}"
+            )
+            raise DataError(message)
+    fields = [sample_id(path.name, key), offset]
+    for part in PARTS:
+        member = members.get(part)
+        fields += [0, 0] if member is None else [member.offset_data - offset, member.size]
+    return tuple(fields)
+
+
+def _mend(path: Path) -> str:
+    return f"run `vlm data check {path.parent} --repair` to keep what is good"
