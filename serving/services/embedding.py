@@ -15,7 +15,7 @@ from serving.errors import BadInputError
 from serving.settings import ServingSettings
 from vlm.errors import DataError
 from vlm.inference import BundleInfo, Encoder
-from vlm.preprocess import build_tokenizer, decode_image
+from vlm.preprocess import Pixels, build_tokenizer, decode_image
 
 __all__ = ["Embedder", "Picture", "is_image_url", "make_thumbnail"]
 
@@ -142,7 +142,11 @@ class Embedder:
     def _prepare_one(self, field: str, data: bytes | str, with_thumbnail: bool) -> Picture:
         try:
             file = _data_url_bytes(data) if isinstance(data, str) else data
-            image = decode_image(file, max_pixels=self._max_pixels)
+            image = decode_image(
+                file,
+                max_pixels=self._max_pixels,
+                min_side=self._encoder.info.image.decode_side(),
+            )
         except (DataError, ValueError) as error:
             message = f"{field}: {error}"
             raise BadInputError(message) from error
@@ -176,9 +180,9 @@ def _data_url_bytes(text: str) -> bytes:
         raise ValueError(message) from error
 
 
-def make_thumbnail(image: Image.Image) -> bytes:
+def make_thumbnail(pixels: Pixels) -> bytes:
     """A WebP of at most 128 pixels a side, without metadata."""
-    small = image.copy()
+    small = Image.fromarray(pixels)
     small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=85)

@@ -66,7 +66,7 @@ def _items(encoder: Encoder, pairs: list[Pair]) -> list[Item]:
     images = []
     for pair in pairs:
         try:
-            images.append(decode_image(pair.image))
+            images.append(decode_image(pair.image, min_side=encoder.info.image.decode_side()))
         except DataError as error:
             message = f"{pair.id}: {error}"
             raise DataError(message) from error

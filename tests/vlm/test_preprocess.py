@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import image_transform
 from PIL import Image
 
@@ -18,6 +19,7 @@ from vlm.preprocess import (
     flatten_image,
     normalise_images,
     resize_image,
+    stack_images,
     trim_padding,
 )
 
@@ -28,12 +30,14 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 @given(
-    width=st.integers(8, 90),
-    height=st.integers(8, 90),
+    width=st.integers(8, 200),
+    height=st.integers(8, 200),
     mode=st.sampled_from(["shortest", "squash"]),
 )
-@settings(max_examples=30, deadline=None)
-def test_pixels_equal_open_clips_own_transform(width: int, height: int, mode: str) -> None:
+@settings(max_examples=100, deadline=None)
+def test_pixels_are_within_one_gray_level_of_open_clips_own_transform(
+    width: int, height: int, mode: str
+) -> None:
     config = ImageConfig.model_validate({"size": 24, "resize_mode": mode})
     image = noise(width, height)
     transform = image_transform(
@@ -41,14 +45,15 @@ def test_pixels_equal_open_clips_own_transform(width: int, height: int, mode: st
     )
     expected = transform(image)
     found = normalise_images(torch.from_numpy(resize_image(image, config))[None], config)[0]
-    torch.testing.assert_close(found, expected)
+    one_level = 1 / 255 / min(config.std)
+    torch.testing.assert_close(found, expected, rtol=0, atol=one_level * 1.001)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP", "BMP", "GIF", "JPEG"])
 def test_the_allowed_formats_decode_to_rgb(image_format: str) -> None:
     image = decode_image(encoded(drawing("red", "square"), image_format))
-    assert (image.mode, image.size) == ("RGB", (32, 32))
-    red, green, blue = np.asarray(image)[16, 16].tolist()
+    assert image.shape == (32, 32, 3)
+    red, green, blue = image[16, 16].tolist()
     assert red > 240 > 20 > max(green, blue)
 
 
@@ -60,7 +65,7 @@ def test_other_formats_are_refused_whatever_they_are_called() -> None:
 def test_transparent_pixels_lie_over_white() -> None:
     image = Image.new("RGBA", (4, 4), (0, 0, 255, 0))
     assert flatten_image(image).getpixel((0, 0)) == (255, 255, 255)
-    assert decode_image(encoded(image)).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(encoded(image))[0, 0].tolist() == [255, 255, 255]
 
 
 def test_exif_orientation_is_honoured() -> None:
@@ -69,7 +74,7 @@ def test_exif_orientation_is_honoured() -> None:
     exif[0x0112] = 6  # rotate by 90 degrees to view
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=exif)
-    assert decode_image(buffer.getvalue()).size == (4, 8)
+    assert decode_image(buffer.getvalue()).shape == (8, 4, 3)
 
 
 @pytest.mark.parametrize("side", [8_000, 20_000])
@@ -96,7 +101,7 @@ def test_a_damaged_file_decodes_or_is_a_data_error(cut: int, flip: int, value: i
         image = decode_image(bytes(data[: len(data) - cut % len(data)]))
     except DataError:
         return
-    assert image.mode == "RGB"
+    assert image.shape[2] == 3
 
 
 def test_token_ids_are_padded_cut_and_trimmed() -> None:
@@ -107,3 +112,97 @@ def test_token_ids_are_padded_cut_and_trimmed() -> None:
     assert (ids == end).sum(dim=1).tolist() == [1, 1]  # the end mark survives the cut
     assert trim_padding(ids[:1]).shape == (1, 4)  # start, a, cat, end
     assert trim_padding(torch.zeros(0, 8, dtype=torch.int64)).shape == (0, 1)
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """Smooth shapes with edges: what JPEG is made for, unlike noise."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [127 + 100 * np.sin(x / (9 + 7 * n) + n) * np.cos(y / (14 + 5 * n)) for n in range(3)]
+    pixels = np.stack(waves, axis=-1)
+    pixels[(x // 40 + y // 30) % 2 == 0] *= 0.7
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("quality", [50, 95])
+def test_a_jpeg_decodes_to_pillows_pixels(mode: str, quality: int) -> None:
+    buffer = io.BytesIO()
+    photograph(123, 77).convert(mode).save(buffer, "JPEG", quality=quality)
+    expected = np.asarray(Image.open(buffer).convert("RGB"))
+    assert np.array_equal(decode_image(buffer.getvalue()), expected)
+
+
+def test_a_cmyk_jpeg_is_decoded_by_pillow() -> None:
+    buffer = io.BytesIO()
+    photograph(40, 30).convert("CMYK").save(buffer, "JPEG")
+    expected = np.asarray(Image.open(buffer).convert("RGB"))
+    assert np.array_equal(decode_image(buffer.getvalue()), expected)
+
+
+@pytest.mark.parametrize(
+    ("min_side", "expected"), [(None, 600), (301, 600), (300, 300), (80, 150), (1, 75)]
+)
+def test_a_jpeg_is_decoded_at_the_smallest_scale_that_is_large_enough(
+    min_side: int | None, expected: int
+) -> None:
+    buffer = io.BytesIO()
+    photograph(803, 600).save(buffer, "JPEG", quality=90)
+    assert decode_image(buffer.getvalue(), min_side=min_side).shape[0] == expected
+
+
+def test_reduced_decoding_stays_near_the_pixels_of_full_decoding() -> None:
+    buffer = io.BytesIO()
+    photograph(900, 640).save(buffer, "JPEG", quality=90)
+    config = ImageConfig(size=64, jpeg_margin=3)
+    assert config.decode_side() == 192
+    full = resize_image(decode_image(buffer.getvalue()), config)
+    small = decode_image(buffer.getvalue(), min_side=config.decode_side())
+    assert small.shape[0] == 320
+    difference = np.abs(resize_image(small, config).astype(int) - full)
+    assert difference.mean() < 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000), (7, 900)])
+def test_images_of_any_shape_become_squares(size: tuple[int, int]) -> None:
+    for mode in ("shortest", "squash"):
+        config = ImageConfig.model_validate({"size": 16, "resize_mode": mode})
+        assert resize_image(Image.new("RGB", size, "red"), config)[:, 8, 8].tolist() == [255, 0, 0]
+
+
+def test_a_stack_of_images_is_their_batch_with_channels_last_in_memory() -> None:
+    images = [resize_image(noise(30 + n, 20), ImageConfig(size=16)) for n in range(3)]
+    batch = stack_images(images)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(batch.numpy(), np.stack(images))
+
+
+REFERENCE = SimpleTokenizer(context_length=12)
+OURS = build_tokenizer(TokenizerConfig(context_length=12))
+
+
+@given(captions=st.lists(st.text(max_size=60) | st.text(st.characters(codec="ascii")), max_size=4))
+@settings(deadline=None, max_examples=200)
+def test_token_ids_are_those_of_open_clips_tokenizer(captions: list[str]) -> None:
+    expected = REFERENCE(captions) if captions else torch.zeros(0, 12, dtype=torch.int64)
+    assert torch.equal(OURS(captions), expected)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["", "  a   Photo\tof\na CAT ", "Tom &amp; Jerry &lt;3", "caf\u00e9 na\u00efve",
+     "it's 5,000 o'clock!!",
+     "<|startoftext|> <end_of_text>", "\ufb01sh \u201cquoted\u201d", "word " * 50],
+)  # fmt: skip
+def test_token_ids_of_odd_captions_are_those_of_open_clip(caption: str) -> None:
+    assert torch.equal(OURS([caption]), REFERENCE([caption]))
+
+
+def test_many_odd_words_do_not_grow_the_memory_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vlm.preprocess.tokens._WORDS_REMEMBERED", 10)
+    tokenize = build_tokenizer(TokenizerConfig(context_length=12))
+    captions = [f"word{number}x{number}" for number in range(50)]
+    assert torch.equal(tokenize(captions), REFERENCE(captions))
+    remembered = tokenize.args[1]  # type: ignore[attr-defined]  # of the partial that it is
+    assert len(remembered) <= 10

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from pydantic import Field
+from torch import Tensor
 
 from vlm.config import Config
 from vlm.data.captions import CaptionConfig, choose_caption
@@ -81,6 +82,7 @@ class TrainStream:
         plan: Which rows of which source make up which step.
         config: Groups, threads and cache.
         prepare_image: From an encoded image file to a fixed-size uint8 array.
+        stack_images: From such arrays to a batch.
         tokenize: From captions to token ids.
         ledger: Where unusable samples are written down, or none.
         rank: This rank.
@@ -94,6 +96,7 @@ class TrainStream:
         plan: MixturePlan,
         config: StreamConfig,
         prepare_image: Callable[[bytes], ImageArray],
+        stack_images: Callable[[list[ImageArray]], UInt8[Tensor, "batch channel height width"]],
         tokenize: Tokenize,
         ledger: Path | None = None,
         rank: int = 0,
@@ -103,6 +106,7 @@ class TrainStream:
         self._plan = plan
         self._config = config
         self._prepare_image = prepare_image
+        self._stack_images = stack_images
         self._tokenize = tokenize
         self.quarantine = Quarantine(
             ledger,
@@ -162,7 +166,7 @@ class TrainStream:
             for index, (item, (number, _)) in enumerate(zip(prepared, visits, strict=True))
         ]
         return Batch(
-            images=torch.from_numpy(np.stack([item.image for item in prepared])),
+            images=self._stack_images([item.image for item in prepared]),
             token_ids=self._tokenize(captions),
             sample_ids=torch.tensor([item.sample_id for item in prepared], dtype=torch.int64),
             group_ids=torch.tensor([item.group_id for item in prepared], dtype=torch.int64),

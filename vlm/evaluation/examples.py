@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
+from PIL import Image
 from torch import Tensor
 
 from vlm.data.samples import Sample
@@ -110,7 +111,7 @@ def _query(
 
 def _thumbnail(sample: Sample, *, right: bool) -> Thumbnail:
     # Decoded as for the model, so that a person sees what it saw: upright, laid over white.
-    image = decode_image(sample.image)
+    image = Image.fromarray(decode_image(sample.image))
     image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80)

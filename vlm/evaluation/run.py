@@ -191,7 +191,7 @@ def _encode_images(encoder: Encoder, samples: list[Sample]) -> Float[np.ndarray,
     decoded = []
     for sample in samples:
         try:
-            decoded.append(decode_image(sample.image))
+            decoded.append(decode_image(sample.image, min_side=encoder.info.image.decode_side()))
         except DataError as error:
             message = f"sample {sample.key!r}: {error}"
             raise DataError(message) from error

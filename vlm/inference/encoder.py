@@ -9,7 +9,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vlm.inference.bundle import Bundle, BundleInfo, load_bundle
-from vlm.preprocess import build_tokenizer, normalise_images, resize_image, trim_padding
+from vlm.preprocess import (
+    Pixels,
+    build_tokenizer,
+    normalise_images,
+    resize_image,
+    trim_padding,
+)
 
 __all__ = ["Encoder"]
 
@@ -47,8 +53,8 @@ class Encoder:
     def dim(self) -> int:
         return self.info.dim
 
-    def encode_images(self, images: Sequence[Image.Image]) -> Embeddings:
-        """Embed RGB images of any size."""
+    def encode_images(self, images: Sequence[Pixels | Image.Image]) -> Embeddings:
+        """Embed images of any size: what `decode_image` returns, or images of Pillow."""
         if not images:
             return np.empty((0, self.dim), np.float32)
         parts = [
@@ -59,8 +65,10 @@ class Encoder:
         ]
         return np.concatenate(parts)
 
-    def prepare_image(self, image: Image.Image) -> UInt8[np.ndarray, "channel height width"]:
-        """The pixels of one RGB image as the model reads them; needs no model, so any thread."""
+    def prepare_image(
+        self, image: Pixels | Image.Image
+    ) -> UInt8[np.ndarray, "channel height width"]:
+        """The pixels of one image as the model reads them; needs no model, so any thread."""
         return resize_image(image, self.info.image)
 
     @torch.inference_mode()

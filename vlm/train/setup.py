@@ -19,7 +19,7 @@ from vlm.distributed import World
 from vlm.errors import ConfigError
 from vlm.models import DualEncoder
 from vlm.optim import build_optimizer
-from vlm.preprocess import ImageConfig, build_tokenizer, decode_image, resize_image
+from vlm.preprocess import ImageConfig, build_tokenizer, decode_image, resize_image, stack_images
 from vlm.train.config import TrainConfig
 from vlm.train.engine import Engine, TorchEngine
 
@@ -82,6 +82,7 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         plan=plan,
         config=config.data.stream,
         prepare_image=_image_preparer(config),
+        stack_images=stack_images,
         tokenize=build_tokenizer(config.tokenizer),
         ledger=config.run_folder / "quarantine.jsonl",
         rank=world.rank,
@@ -203,4 +204,4 @@ def _image_preparer(
 def _prepare_image(
     data: bytes, *, config: ImageConfig, size: int
 ) -> UInt8[np.ndarray, "channel height width"]:
-    return resize_image(decode_image(data), config, size=size)
+    return resize_image(decode_image(data, min_side=config.decode_side(size)), config, size=size)

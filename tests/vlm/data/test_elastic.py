@@ -27,6 +27,7 @@ from vlm.preprocess import (
     build_tokenizer,
     decode_image,
     resize_image,
+    stack_images,
 )
 
 STEPS = 400
@@ -55,6 +56,7 @@ def stream(folder: Path, *, rank: int, size: int, threads: int) -> TrainStream:
         plan=only(plan),
         config=config,
         prepare_image=lambda data: resize_image(decode_image(data), ImageConfig(size=8)),
+        stack_images=stack_images,
         tokenize=build_tokenizer(TokenizerConfig(context_length=8)),
         rank=rank,
         size=size,

@@ -22,7 +22,14 @@ from vlm.data.remote import RemoteConfig, RemoteShards, open_remote
 from vlm.data.sequential import iterate_samples
 from vlm.data.stream import Source, StreamConfig, TrainStream
 from vlm.errors import DataError, StoreError
-from vlm.preprocess import ImageConfig, TokenizerConfig, build_tokenizer, decode_image, resize_image
+from vlm.preprocess import (
+    ImageConfig,
+    TokenizerConfig,
+    build_tokenizer,
+    decode_image,
+    resize_image,
+    stack_images,
+)
 from vlm.types import Batch
 
 RUN_LENGTH = 8
@@ -85,6 +92,7 @@ def batches(
         plan=only(plan),
         config=config,
         prepare_image=lambda data: resize_image(decode_image(data), ImageConfig(size=16)),
+        stack_images=stack_images,
         tokenize=build_tokenizer(TokenizerConfig(context_length=8)),
         rank=rank,
         size=size,

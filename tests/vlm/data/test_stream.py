@@ -22,6 +22,7 @@ from vlm.preprocess import (
     build_tokenizer,
     decode_image,
     resize_image,
+    stack_images,
 )
 
 TOKENIZE = build_tokenizer(TokenizerConfig(context_length=10))
@@ -44,6 +45,7 @@ def stream(
         plan=only(plan),
         config=settings,
         prepare_image=lambda data: resize_image(decode_image(data), ImageConfig(size=16)),
+        stack_images=stack_images,
         tokenize=TOKENIZE,
         ledger=ledger,
         rank=rank,

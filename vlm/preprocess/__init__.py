@@ -1,0 +1,40 @@
+"""Pixels and tokens: the one module that training and serving share.
+
+Both see the same input because both call it.
+
+Images: bytes -> `decode_image` (RGB, safe limits) -> `resize_image` (uint8, square) ->
+`normalise_images` (float). Text: `build_tokenizer`. `resize_image` gives the pixels of open_clip's
+evaluation transform to within one gray level, which the tests hold.
+"""
+
+from vlm.preprocess.images import (
+    DEFAULT_MAX_PIXELS,
+    ImageConfig,
+    Pixels,
+    decode_image,
+    flatten_image,
+    normalise_images,
+    resize_image,
+    stack_images,
+)
+from vlm.preprocess.tokens import (
+    TokenizerConfig,
+    build_tokenizer,
+    tokenizer_vocabulary,
+    trim_padding,
+)
+
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "ImageConfig",
+    "Pixels",
+    "TokenizerConfig",
+    "build_tokenizer",
+    "decode_image",
+    "flatten_image",
+    "normalise_images",
+    "resize_image",
+    "stack_images",
+    "tokenizer_vocabulary",
+    "trim_padding",
+]
