@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from vlm.cli.data_write import write
 from vlm.errors import DataError
 
 __all__ = ["app"]
@@ -19,6 +20,7 @@ _SHOWN_DAMAGES = 20
 app = typer.Typer(help="Fetch, write, index, show and check datasets of webdataset shards.")
 fetch_app = typer.Typer(help="Build a known dataset from public packages.")
 app.add_typer(fetch_app, name="fetch")
+app.command()(write)
 
 
 @fetch_app.command()
@@ -47,39 +49,6 @@ def emoji(
     for split, count in sorted(counts.items()):
         console.print(f"  {split}: {count} pairs", highlight=False)
     console.print(f"{folder}/shards in {time.monotonic() - start:.0f} s", highlight=False)
-
-
-@app.command()
-def write(
-    source: Annotated[Path, typer.Argument(help="A folder, or a .csv .tsv .jsonl .parquet table.")],
-    folder: Annotated[Path, typer.Argument(help="Where the shards go; must hold no shards.")],
-    samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
-    prefix: Annotated[str, typer.Option(help="What shard names start with.")] = "shard",
-    image_column: Annotated[str | None, typer.Option(help="Of a table.")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="Of a table.")] = None,
-) -> None:
-    """Turn your own pairs into webdataset shards with a manifest."""
-    from vlm.data.manifest import build_manifest  # noqa: PLC0415 - numpy
-    from vlm.data.sources.folder import read_folder  # noqa: PLC0415 - with it
-    from vlm.data.sources.table import TABLE_SUFFIXES, read_table  # noqa: PLC0415 - pyarrow
-    from vlm.data.write import write_shards  # noqa: PLC0415 - webdataset imports torch
-
-    if any(folder.glob("*.tar")):
-        message = f"{folder}: already holds shards; choose an empty folder"
-        raise DataError(message)
-    if source.is_dir():
-        samples = read_folder(source)
-    elif source.suffix in TABLE_SUFFIXES:
-        samples = read_table(source, image_column=image_column, caption_column=caption_column)
-    else:
-        message = f"{source}: expected a folder or a table ({' '.join(TABLE_SUFFIXES)})"
-        raise DataError(message)
-    shards = write_shards(samples, folder, prefix=prefix, samples_per_shard=samples_per_shard)
-    manifest = build_manifest(folder) if shards else None
-    total = 0 if manifest is None else manifest.num_samples
-    Console(soft_wrap=True).print(
-        f"{total} pairs in {len(shards)} shards: {folder}", highlight=False
-    )
 
 
 @app.command()

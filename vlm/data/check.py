@@ -4,6 +4,7 @@ Where a tar reader stops at the first bad header, this one goes on block by bloc
 one, so that samples after the damage are found and kept.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -11,13 +12,12 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
 from vlm.data.manifest import indexed_shards
+from vlm.data.parallel import run_jobs
 from vlm.data.samples import decode_text_and_metadata
 from vlm.data.scan import split_member_name
 from vlm.errors import DataError
@@ -95,28 +95,12 @@ def check_shards(
     reports = [_gone(name) for name in listed if name not in paths]
     check = functools.partial(_check_shard, decode=decode, repair=repair)
     jobs = [(path, listed.get(name)) for name, path in paths.items()]
-    for done, report in enumerate(_run(check, jobs, workers), start=1):
-        reports.append(report)
-        if progress is not None:
-            progress(done, len(jobs))
+    with contextlib.closing(run_jobs(check, jobs, workers=workers)) as found:
+        for done, report in enumerate(found, start=1):
+            reports.append(report)
+            if progress is not None:
+                progress(done, len(jobs))
     return sorted(reports, key=lambda report: report.shard)
-
-
-def _run(
-    check: Callable[[Path, str | None], ShardReport],
-    jobs: list[tuple[Path, str | None]],
-    workers: int,
-) -> Iterator[ShardReport]:
-    if workers == 1:
-        yield from itertools.starmap(check, jobs)
-        return
-    # Threads may run in the parent, which a forked child would inherit in any state.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            for future in as_completed([pool.submit(check, *job) for job in jobs]):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _gone(shard: str) -> ShardReport:
@@ -124,7 +108,8 @@ def _gone(shard: str) -> ShardReport:
     return ShardReport(shard=shard, num_good=0, damages=(damage,))
 
 
-def _check_shard(path: Path, sha256: str | None, *, decode: Decode, repair: bool) -> ShardReport:
+def _check_shard(job: tuple[Path, str | None], *, decode: Decode, repair: bool) -> ShardReport:
+    path, sha256 = job
     shard = path.name
     with path.open("rb") as file:
         damages: list[Damage] = []

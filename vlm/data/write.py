@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import webdataset
 
@@ -11,7 +11,7 @@ from vlm.data.samples import Sample
 from vlm.errors import DataError
 from vlm.files import open_whole
 
-__all__ = ["image_extension", "write_shards"]
+__all__ = ["image_extension", "sample_members", "shard_name", "write_shard", "write_shards"]
 
 _MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"))
 
@@ -33,8 +33,7 @@ def write_shards(
         The shards, in order. Follow with `build_manifest` once the folder is complete.
 
     Raises:
-        DataError: If a key is empty or holds a dot or slash at a place where webdataset would
-            split it, or an image is neither JPEG, PNG nor WebP.
+        DataError: If a sample cannot be stored; see `sample_members`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
@@ -43,10 +42,55 @@ def write_shards(
         chunk = list(itertools.islice(iterator, samples_per_shard))
         if not chunk:
             return paths
-        path = folder / f"{prefix}-{number:06d}.tar"
-        _write_shard(chunk, path)
+        path = folder / shard_name(prefix, number)
+        write_shard(path, map(sample_members, chunk))
         paths.append(path)
     raise AssertionError
+
+
+def shard_name(prefix: str, number: int) -> str:
+    """The file name of a shard; in order of names up to a million."""
+    return f"{prefix}-{number:06d}.tar"
+
+
+def write_shard(path: Path, samples: Iterable[dict[str, object]]) -> None:
+    """Write one shard, whole or not at all.
+
+    Args:
+        path: Where it appears once it is complete and on disk.
+        samples: From `sample_members`; each is written before the next is asked for.
+    """
+    # Fixed owner and time make the bytes a function of the samples.
+    with (
+        open_whole(path) as file,
+        webdataset.TarWriter(file, mtime=0, user="vlm", group="vlm") as writer,
+    ):
+        for members in samples:
+            writer.write(members)
+
+
+def sample_members(sample: Sample) -> dict[str, object]:
+    """The members of a sample in a tar, by extension.
+
+    Raises:
+        DataError: If the key is empty, absolute, or holds a dot where webdataset would split it;
+            if the image is neither JPEG, PNG nor WebP; or a text has no UTF-8 form.
+    """
+    key = sample.key
+    if not key or "." in PurePosixPath(key).name or key.startswith("/"):
+        message = f"sample key {key!r}: must not be empty, absolute, or contain a dot"
+        raise DataError(message)
+    metadata = json.dumps(sample.metadata, sort_keys=True, ensure_ascii=False)
+    try:
+        return {
+            "__key__": key,
+            image_extension(sample.image): sample.image,
+            "txt": sample.text.encode(),
+            "json": metadata.encode(),
+        }
+    except (DataError, UnicodeEncodeError) as error:
+        message = f"sample {key!r}: {error}"
+        raise DataError(message) from error
 
 
 def image_extension(data: bytes) -> str:
@@ -62,31 +106,3 @@ def image_extension(data: bytes) -> str:
         return "webp"
     message = f"not a JPEG, PNG or WebP file, it starts with {data[:8]!r}"
     raise DataError(message)
-
-
-def _write_shard(samples: list[Sample], path: Path) -> None:
-    # Fixed owner and time make the bytes a function of the samples.
-    with (
-        open_whole(path) as file,
-        webdataset.TarWriter(file, mtime=0, user="vlm", group="vlm") as writer,
-    ):
-        for sample in samples:
-            writer.write(_members(sample))
-
-
-def _members(sample: Sample) -> dict[str, object]:
-    if not sample.key or "." in sample.key or sample.key.startswith("/"):
-        message = f"sample key {sample.key!r}: must not be empty, absolute, or contain a dot"
-        raise DataError(message)
-    try:
-        extension = image_extension(sample.image)
-    except DataError as error:
-        message = f"sample {sample.key!r}: {error}"
-        raise DataError(message) from error
-    metadata = json.dumps(sample.metadata, sort_keys=True, ensure_ascii=False)
-    return {
-        "__key__": sample.key,
-        extension: sample.image,
-        "txt": sample.text.encode(),
-        "json": metadata.encode(),
-    }

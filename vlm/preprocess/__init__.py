@@ -17,6 +17,7 @@ from vlm.preprocess.images import (
     resize_image,
     stack_images,
 )
+from vlm.preprocess.reencode import reencode_image
 from vlm.preprocess.tokens import (
     TokenizerConfig,
     build_tokenizer,
@@ -33,6 +34,7 @@ __all__ = [
     "decode_image",
     "flatten_image",
     "normalise_images",
+    "reencode_image",
     "resize_image",
     "stack_images",
     "tokenizer_vocabulary",
