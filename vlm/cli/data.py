@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from vlm.cli.data_filter import filter_dataset
 from vlm.cli.data_write import write
 from vlm.errors import DataError
 
@@ -21,6 +22,7 @@ app = typer.Typer(help="Fetch, write, index, show and check datasets of webdatas
 fetch_app = typer.Typer(help="Build a known dataset from public packages.")
 app.add_typer(fetch_app, name="fetch")
 app.command()(write)
+app.command("filter")(filter_dataset)
 
 
 @fetch_app.command()

@@ -8,11 +8,13 @@ from pydantic import Field
 
 from vlm.config import Config
 from vlm.data.captions import CaptionConfig
+from vlm.data.filter import open_filter
 from vlm.data.manifest import Manifest, open_manifest
 from vlm.data.plan import usual_run_length
 from vlm.data.reader import Reader
 from vlm.data.remote import RemoteConfig, is_url, open_remote
 from vlm.data.shards import LocalShards, ShardBytes
+from vlm.errors import DataError
 
 __all__ = ["SourceConfig", "StageConfig", "open_reader"]
 
@@ -69,6 +71,11 @@ def open_reader(
         manifest = open_manifest(Path(location))
         shards = LocalShards(manifest)
     kept: Int64[np.ndarray, " kept"] | None = None
+    if filter_name is not None and is_url(location):
+        message = f"{location}: filters are read from folders only; leave filter={filter_name} out"
+        raise DataError(message)
+    if filter_name is not None:
+        kept = open_filter(Path(location), filter_name, manifest)
     count = manifest.num_samples if kept is None else len(kept)
     length = run_length or usual_run_length(count, remote=is_url(location))
     return Reader(manifest, shards=shards, kept=kept, run_length=length), length
