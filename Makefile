@@ -12,7 +12,7 @@ NPM := $(if $(shell command -v npm),,$(comma)npm)
 DATA := data/emoji
 RUN := runs/demo
 
-.PHONY: demo install install-dev test check format serve bench-loss bench-plan clean browser help
+.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data clean browser help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -72,6 +72,10 @@ bench-loss: .venv/.installed-dev ## our losses against open_clip's: time and pea
 
 bench-plan: .venv/.installed-dev ## the order of 10 billion samples on one of 4,096 ranks, as JSON
 	@$(BIN)/python -m tests.bench.bench_plan
+
+bench-data: .venv/.installed-dev ## shards to batches against open_clip's pipeline, as JSON
+	@test -d build/photos || $(PIP) --no-deps --target build/photos scikit-image scikit-learn
+	@$(BIN)/python -m tests.bench.bench_data --photos build/photos --out build/bench-data.json
 
 # The page is tested in a real Chromium. Without one, and without the right to install it, those
 # tests say so and are skipped.

@@ -31,14 +31,14 @@ def filter_dataset(
 ) -> None:
     """Judge every sample by rules, and write which rows are kept; the shards stay as they are."""
     from vlm.data.filter import FilterConfig, build_filter  # noqa: PLC0415 - numpy
-    from vlm.preprocess import DEFAULT_MAX_PIXELS, decode_image  # noqa: PLC0415 - torch
+    from vlm.preprocess import DEFAULT_MAX_PIXELS, decode_picture  # noqa: PLC0415 - torch
 
     settings = load_config(FilterConfig, config, overrides or [])
     console = Console(soft_wrap=True, highlight=False, markup=False)
     report = build_filter(
         folder,
         settings,
-        decode=partial(decode_image, max_pixels=DEFAULT_MAX_PIXELS),
+        decode=partial(decode_picture, max_pixels=DEFAULT_MAX_PIXELS),
         workers=workers or os.cpu_count() or 1,
         progress=_Progress(console),
     )

@@ -65,15 +65,15 @@ def open_reader(
     """
     manifest: Manifest
     shards: ShardBytes
+    if filter_name is not None and is_url(location):
+        message = f"{location}: filters are read from folders only; leave filter={filter_name} out"
+        raise DataError(message)
     if is_url(location):
         manifest, shards = open_remote(location, remote)
     else:
         manifest = open_manifest(Path(location))
         shards = LocalShards(manifest)
     kept: Int64[np.ndarray, " kept"] | None = None
-    if filter_name is not None and is_url(location):
-        message = f"{location}: filters are read from folders only; leave filter={filter_name} out"
-        raise DataError(message)
     if filter_name is not None:
         kept = open_filter(Path(location), filter_name, manifest)
     count = manifest.num_samples if kept is None else len(kept)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
-from PIL import Image
 from torch import Tensor
 
 from vlm.data.samples import Sample
 from vlm.evaluation.ranks import best_positive_ranks, top_matches
 from vlm.evaluation.run import EmbeddedDataset
-from vlm.preprocess import decode_image
+from vlm.preprocess import decode_picture
 
 __all__ = ["Mistake", "Query", "Thumbnail", "mistakes", "queries"]
 
@@ -111,7 +110,7 @@ def _query(
 
 def _thumbnail(sample: Sample, *, right: bool) -> Thumbnail:
     # Decoded as for the model, so that a person sees what it saw: upright, laid over white.
-    image = Image.fromarray(decode_image(sample.image))
+    image = decode_picture(sample.image)
     image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80)

@@ -21,6 +21,7 @@ __all__ = [
     "ImageConfig",
     "Pixels",
     "decode_image",
+    "decode_picture",
     "flatten_image",
     "normalise_images",
     "resize_image",
@@ -107,6 +108,11 @@ def decode_image(
             f"allowed formats are {', '.join(_FORMATS)}"
         )
         raise DataError(message) from error
+
+
+def decode_picture(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+    """What `decode_image` returns, as an image of Pillow: for tools that draw, crop and hash."""
+    return Image.fromarray(decode_image(data, max_pixels=max_pixels))
 
 
 def _plain_jpeg(image: Image.Image, data: bytes, min_side: int | None) -> Pixels | None:

@@ -21,7 +21,7 @@ from vlm.data.duplicates import (
 )
 from vlm.data.manifest import open_manifest
 from vlm.data.reader import Reader
-from vlm.preprocess import decode_image
+from vlm.preprocess import decode_picture
 
 EMOJI = Path(__file__).parents[3] / "data/emoji/shards/train"
 
@@ -190,7 +190,7 @@ def test_real_drawings_stay_near_when_recoded_and_most_differ() -> None:
     manifest = open_manifest(EMOJI)
     with Reader(manifest) as reader:
         images = [
-            decode_image(reader.read(row).image) for row in range(0, manifest.num_samples, 50)
+            decode_picture(reader.read(row).image) for row in range(0, manifest.num_samples, 50)
         ]
     assert sum(are_near(image, again) for image in images for again in recoded(image)) == 2 * len(
         images

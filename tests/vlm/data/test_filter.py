@@ -20,7 +20,7 @@ from vlm.data.manifest import build_manifest, open_manifest
 from vlm.data.samples import Sample
 from vlm.data.write import write_shards
 from vlm.errors import ConfigError, DataError
-from vlm.preprocess import decode_image
+from vlm.preprocess import decode_picture
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "configs/data/filter.yaml"
@@ -62,7 +62,7 @@ def filtered(
 
 def built(folder: Path, *, workers: int = 1, **rules: Any) -> FilterReport:
     config = validate_config(FilterConfig, rules, source="test")
-    return build_filter(folder, config, decode=decode_image, workers=workers)
+    return build_filter(folder, config, decode=decode_picture, workers=workers)
 
 
 def test_without_rules_what_can_be_decoded_is_kept(tmp_path: Path) -> None:

@@ -213,3 +213,20 @@ def test_a_sample_without_tags_uses_its_text() -> None:
 def test_a_caption_policy_without_any_form_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one of text"):
         CaptionConfig(text=0)
+
+
+def test_a_filter_decides_what_a_reader_opens(tmp_path: Path) -> None:
+    from vlm.data.dataset import open_reader
+    from vlm.data.filter import FilterConfig, build_filter
+    from vlm.data.remote import RemoteConfig
+    from vlm.preprocess import decode_picture
+
+    write_dataset(tmp_path, 40)
+    config = FilterConfig.model_validate({"name": "unique", "exact_duplicates": "image"})
+    report = build_filter(tmp_path, config, decode=decode_picture, workers=1)
+    reader, _ = open_reader(str(tmp_path), remote=RemoteConfig(), filter_name="unique")
+    with reader:
+        images = [reader.read(row).image for row in range(reader.num_samples)]
+    assert len(images) == len(set(images)) == report.num_kept < 40
+    with pytest.raises(DataError, match="filters are read from folders only"):
+        open_reader("s3://bucket/data", remote=RemoteConfig(cache=tmp_path), filter_name="unique")
