@@ -208,11 +208,13 @@ def train_on_ranks(world: World, config: TrainConfig, resume: bool) -> int:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_any_number_of_ranks_trains_the_same_model(tmp_path: Path) -> None:
-    one = configured(tmp_path, name="one")
+    # At twice this rate a sign that rounding turns shows in the loss; the sums are equal at both.
+    optim = {"type": "lion", "lr": 1e-3, "weight_decay": 0.1}
+    one = configured(tmp_path, name="one", optim=optim)
     run(one)
-    two = configured(tmp_path, name="two")
+    two = configured(tmp_path, name="two", optim=optim)
     assert run_ranks(2, train_on_ranks, two, False) == [12, 12]
-    three_then_one = configured(tmp_path, name="mixed", keep_checkpoints=9)
+    three_then_one = configured(tmp_path, name="mixed", keep_checkpoints=9, optim=optim)
     run_ranks(3, train_on_ranks, three_then_one, False)
     for path in (three_then_one.run_folder / "checkpoints").glob("step-0000001*"):
         for file in path.iterdir():
@@ -221,7 +223,7 @@ def test_any_number_of_ranks_trains_the_same_model(tmp_path: Path) -> None:
     run(three_then_one, resume=True)
     for other in (two, three_then_one):
         assert [r["loss"] for r in records(other)] == pytest.approx(
-            [r["loss"] for r in records(one)], rel=2e-4
+            [r["loss"] for r in records(one)], rel=2e-5
         )
 
 
