@@ -1,6 +1,7 @@
 """Small real things that many tests need: images, shards, models, bundles."""
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,26 @@ import torch
 from PIL import Image, ImageDraw
 
 from vlm.data.manifest import Manifest, build_manifest
+from vlm.data.mixture import MixturePlan, build_mixture
+from vlm.data.plan import Plan
+from vlm.data.reader import Reader
 from vlm.data.samples import Sample
+from vlm.data.sources.protocol import BadSample, SampleSource
+from vlm.data.stream import Source, StreamConfig, TrainStream
 from vlm.data.write import write_shards
 from vlm.inference import BundleInfo, save_bundle
 from vlm.models import DualEncoder, DualEncoderConfig
-from vlm.preprocess import ImageConfig, TokenizerConfig
+from vlm.preprocess import (
+    ImageConfig,
+    TokenizerConfig,
+    build_tokenizer,
+    prepare_image,
+    stack_images,
+)
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "orange", "purple", "gray")
 SHAPES = ("circle", "square")
+STREAM_BATCH = 12
 
 TINY_MODEL: dict[str, Any] = {
     "dim": 16,
@@ -73,6 +86,53 @@ def drawn_samples(count: int) -> list[Sample]:
 def write_dataset(folder: Path, count: int = 48, *, samples_per_shard: int = 10) -> Manifest:
     write_shards(drawn_samples(count), folder, prefix="drawn", samples_per_shard=samples_per_shard)
     return build_manifest(folder)
+
+
+def train_stream(
+    reader: Reader,
+    config: StreamConfig,
+    *,
+    seed: int,
+    run_length: int = 1,
+    image_size: int = 16,
+    context_length: int = 8,
+    **where: Any,
+) -> TrainStream:
+    """A stream of one source in batches of `STREAM_BATCH`; `where` is rank, size and ledger."""
+    plan = Plan(
+        num_samples=reader.num_samples,
+        global_batch=STREAM_BATCH,
+        seed=seed,
+        run_length=run_length,
+    )
+    return TrainStream(
+        sources=[Source(name="drawn", reader=reader, captions=config.captions)],
+        plan=only(plan),
+        config=config,
+        prepare_image=partial(prepare_image, config=ImageConfig(size=image_size)),
+        stack_images=stack_images,
+        tokenize=build_tokenizer(TokenizerConfig(context_length=context_length)),
+        **where,
+    )
+
+
+def only(plan: Plan) -> MixturePlan:
+    """The mixture of one source."""
+    return build_mixture(
+        [plan], weights=[1.0], repeats=[True], global_batch=plan.global_batch, seed=plan.seed
+    )
+
+
+def samples_of(source: SampleSource) -> list[Sample]:
+    found = list(source.read(0, len(source)))
+    good = [sample for sample in found if isinstance(sample, Sample)]
+    assert len(good) == len(found)
+    return good
+
+
+def reasons_of(source: SampleSource) -> dict[str, str]:
+    found = source.read(0, len(source))
+    return {bad.key: bad.reason for bad in found if isinstance(bad, BadSample)}
 
 
 def tiny_bundle(folder: Path, *, seed: int = 0, bias: float | None = None) -> BundleInfo:

@@ -31,8 +31,8 @@ import torch
 from PIL import Image
 
 import vlm  # noqa: F401 - mends torchvision before open_clip imports it
+from tests.support import only
 from vlm.data.manifest import build_manifest, open_manifest
-from vlm.data.mixture import only
 from vlm.data.plan import Plan
 from vlm.data.reader import Reader
 from vlm.data.samples import Sample
@@ -44,6 +44,7 @@ from vlm.preprocess import (
     build_tokenizer,
     decode_image,
     normalise_images,
+    prepare_image,
     resize_image,
     stack_images,
 )
@@ -188,16 +189,12 @@ def _ours(folder: Path, *, normalise: bool, margin: float | None) -> Iterator[tu
         sources=[Source(name="photos", reader=Reader(manifest), captions=config.captions)],
         plan=only(Plan(num_samples=manifest.num_samples, global_batch=BATCH, seed=0)),
         config=config,
-        prepare_image=partial(_prepare, config=image),
+        prepare_image=partial(prepare_image, config=image),
         stack_images=stack_images,
         tokenize=build_tokenizer(TokenizerConfig()),
     )
     for batch in stream.batches(0, manifest.num_samples // BATCH):
         yield normalise_images(batch.images, image) if normalise else batch.images, batch.token_ids
-
-
-def _prepare(data: bytes, *, config: ImageConfig) -> Any:
-    return resize_image(decode_image(data, min_side=config.decode_side()), config)
 
 
 def _open_clip(folder: Path) -> Iterator[tuple[Any, Any]]:
@@ -272,7 +269,7 @@ def _pixel_distance(folder: Path, *, margin: float | None) -> dict[str, float]:
         for row in range(64):
             data = reader.read(row).image
             theirs = (transform(Image.open(io.BytesIO(data))) * std + mean) * 255
-            ours = torch.from_numpy(_prepare(data, config=config).copy()).float()
+            ours = torch.from_numpy(prepare_image(data, config).copy()).float()
             distances.append((theirs.round() - ours).abs())
     levels = torch.stack(distances)
     return {

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from vlm.cli.data_filter import filter_dataset
 from vlm.cli.data_write import write
+from vlm.cli.progress import StageProgress
 from vlm.errors import DataError
 
 __all__ = ["app"]
@@ -59,7 +59,7 @@ def index(folder: Annotated[Path, typer.Argument(help="A folder of .tar shards."
     from vlm.data.manifest import build_manifest  # noqa: PLC0415 - numpy
 
     console = Console(soft_wrap=True)
-    manifest = build_manifest(folder, progress=_shard_progress(console))
+    manifest = build_manifest(folder, progress=partial(StageProgress(console), "shard"))
     console.print(f"{manifest.num_samples} samples indexed: {folder}", highlight=False)
 
 
@@ -113,7 +113,7 @@ def check(
         decode=partial(decode_image, max_pixels=max_pixels or DEFAULT_MAX_PIXELS),
         repair=repair,
         workers=workers or os.cpu_count() or 1,
-        progress=_shard_progress(console),
+        progress=partial(StageProgress(console), "shard"),
     )
     damages = [damage for report in reports for damage in report.damages]
     for damage in damages[:_SHOWN_DAMAGES]:
@@ -131,14 +131,3 @@ def check(
         mended = sum(report.mended for report in reports)
         aside = f"; {mended} damaged shards are kept in {folder / DAMAGED_FOLDER}" if mended else ""
         console.print(f"{manifest.num_samples} samples indexed{aside}")
-
-
-def _shard_progress(console: Console) -> Callable[[int, int], None]:
-    """Says how many shards are done, and when the rest will be."""
-    start = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        remaining = (time.monotonic() - start) / done * (total - done)
-        console.print(f"shard {done}/{total}, ETA {remaining:.0f} s", highlight=False)
-
-    return report

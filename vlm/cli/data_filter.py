@@ -1,7 +1,6 @@
 """`vlm data filter`."""
 
 import os
-import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vlm.cli.progress import StageProgress
 from vlm.config import load_config
 
 __all__ = ["filter_dataset"]
 
-_SECONDS_BETWEEN_LINES = 2
+_SECONDS_BETWEEN_LINES = 2.0
 
 
 def filter_dataset(
@@ -40,7 +40,7 @@ def filter_dataset(
         settings,
         decode=partial(decode_picture, max_pixels=DEFAULT_MAX_PIXELS),
         workers=workers or os.cpu_count() or 1,
-        progress=_Progress(console),
+        progress=StageProgress(console, every_seconds=_SECONDS_BETWEEN_LINES),
     )
     table = Table("rule", "drops", "share")
     for name, count in report.dropped.items():
@@ -49,22 +49,3 @@ def filter_dataset(
     table.add_row("kept", f"{report.num_kept}", f"{report.num_kept / report.num_samples:.2%}")
     console.print(table)
     console.print(f"{report.num_kept} of {report.num_samples} samples kept: {report.path}")
-
-
-class _Progress:
-    """Says every few seconds how far a stage is, and when it will end."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._stage = ""
-        self._start = self._last = time.monotonic()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage != self._stage:
-            # The end of the stage before is the start of this one.
-            self._stage, self._start, self._last = stage, self._last, self._last
-        if done == total or now - self._last >= _SECONDS_BETWEEN_LINES:
-            self._last = now
-            remaining = (now - self._start) / done * (total - done)
-            self._console.print(f"{stage} {done}/{total}, ETA {remaining:.0f} s")

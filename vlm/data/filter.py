@@ -6,7 +6,6 @@
 The .json is written last: without it there is no filter.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from vlm.data.manifest import Manifest, open_manifest
 from vlm.data.measure import Decode
 from vlm.data.survey import Progress, measure_dataset, measure_evaluation
 from vlm.errors import DataError
-from vlm.files import open_whole
+from vlm.files import file_sha256, open_whole
 
 __all__ = ["FilterConfig", "FilterReport", "build_filter", "open_filter"]
 
@@ -142,16 +141,11 @@ def _write(
         "num_samples": manifest.num_samples,
         "num_kept": len(rows),
         "dropped": dropped,
-        "sha256": _sha256(path),
+        "sha256": file_sha256(path),
     }
     with open_whole(mark) as file:
         file.write((json.dumps(tree, indent=1) + "\n").encode())
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_filter(
@@ -180,7 +174,7 @@ def open_filter(
     try:
         rows = np.load(path, mmap_mode="r")
         whole = rows.dtype == np.int64 and rows.shape == (tree["num_kept"],)
-        whole = whole and (not verify or _sha256(path) == tree["sha256"])
+        whole = whole and (not verify or file_sha256(path) == tree["sha256"])
     except (OSError, ValueError, EOFError) as error:
         message = f"{path}: missing or damaged ({error}); {again}"
         raise DataError(message) from error

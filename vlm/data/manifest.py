@@ -9,24 +9,23 @@ The tars stay ordinary: any webdataset user can read them and ignore all three. 
 written last, so a folder with one is complete.
 """
 
+import contextlib
 import functools
-import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO, Final, overload
 
 import numpy as np
 from jaxtyping import Int64
 
+from vlm.data.parallel import run_in_order
 from vlm.data.scan import INDEX_DTYPE, scan_shard
 from vlm.errors import DataError
-from vlm.files import write_text_whole
+from vlm.files import file_sha256, open_whole, write_text_whole
 
 __all__ = [
     "MANIFEST_NAME",
@@ -150,7 +149,7 @@ def build_manifest(
         total = sum(shard.num_samples for shard in shards)
         _save(folder / "index.npy", INDEX_DTYPE, total, spool)
     _save_shards(folder / "shards.npy", shards)
-    sums = {name: _sha256(folder / name) for name in TABLE_NAMES}
+    sums = {name: file_sha256(folder / name) for name in TABLE_NAMES}
     tree = {
         "version": FORMAT_VERSION,
         # The table of shards holds the checksum of each, so its own stands for all bytes.
@@ -253,15 +252,10 @@ def _check_size(path: Path, expected: int, again: str) -> None:
 
 def _scanned(paths: list[Path], workers: int | None) -> Iterator[tuple[ShardInfo, np.ndarray]]:
     """Facts and entries of each shard, in order."""
-    count = min(workers or os.cpu_count() or 1, len(paths))
-    if count == 1 or (workers is None and len(paths) < _PARALLEL_FROM):
-        yield from map(_scan, paths)
-        return
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        try:
-            yield from pool.map(_scan, paths, chunksize=1)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    if workers is None:
+        workers = (os.cpu_count() or 1) if len(paths) >= _PARALLEL_FROM else 1
+    with contextlib.closing(run_in_order(_scan, paths, workers=workers)) as found:
+        yield from found
 
 
 def _scan(path: Path) -> tuple[ShardInfo, np.ndarray]:
@@ -270,14 +264,9 @@ def _scan(path: Path) -> tuple[ShardInfo, np.ndarray]:
         name=path.name,
         num_samples=len(entries),
         num_bytes=path.stat().st_size,
-        sha256=_sha256(path),
+        sha256=file_sha256(path),
     )
     return info, entries
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _save_shards(path: Path, shards: list[ShardInfo]) -> None:
@@ -295,17 +284,14 @@ def _save_shards(path: Path, shards: list[ShardInfo]) -> None:
         digest = np.frombuffer(bytes.fromhex(shard.sha256), dtype=np.uint8)
         row["name"], row["sha256"] = name, digest
         row["num_samples"], row["num_bytes"] = shard.num_samples, shard.num_bytes
-    draft = path.with_name(f".{path.name}.draft")
-    with draft.open("wb") as file:
+    with open_whole(path) as file:
         np.save(file, table)
-    draft.replace(path)
 
 
 def _save(path: Path, dtype: np.dtype[Any], count: int, spool: BinaryIO) -> None:
     """A `.npy` of records whose bytes lie in `spool`."""
-    draft = path.with_name(f".{path.name}.draft")
     spool.seek(0)
-    with draft.open("wb") as file:
+    with open_whole(path) as file:
         header = {
             "descr": np.lib.format.dtype_to_descr(dtype),
             "fortran_order": False,
@@ -314,4 +300,3 @@ def _save(path: Path, dtype: np.dtype[Any], count: int, spool: BinaryIO) -> None
         np.lib.format.write_array_header_1_0(file, header)
         for block in iter(functools.partial(spool.read, 2**24), b""):
             file.write(block)
-    draft.replace(path)

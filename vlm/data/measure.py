@@ -2,12 +2,10 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
@@ -36,9 +34,6 @@ FACTS_DTYPE: Final = np.dtype(
     [("decoded", "?"), ("image", "<u8"), ("caption", "<u8"), ("looks", HASH_DTYPE)]
 )
 """Of one sample: whether it can be used, hashes of image bytes and caption (0: none), looks."""
-
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,23 +123,6 @@ def measure_files(paths: Sequence[Path], *, decode: Decode) -> np.ndarray:
         sample = Sample(key=path.stem, image=path.read_bytes(), text=text)
         _look(facts[place : place + 1], sample, decode)
     return facts
-
-
-def run_jobs(
-    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int
-) -> Iterator[tuple[int, Result]]:
-    """Results with the numbers of their jobs, as they come; in order if `workers` is 1."""
-    if workers == 1:
-        yield from enumerate(map(function, jobs))
-        return
-    # Threads may run in the parent, which a forked child would inherit in any state.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            numbers = {pool.submit(function, job): number for number, job in enumerate(jobs)}
-            for future in as_completed(list(numbers)):
-                yield numbers.pop(future), future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @functools.lru_cache(maxsize=1)

@@ -20,9 +20,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
-from vlm.data.plan import Plan
+from vlm.data.plan import Plan, rank_positions
 
-__all__ = ["MixturePlan", "Stage", "build_mixture", "only"]
+__all__ = ["MixturePlan", "Stage", "build_mixture"]
 
 _BITS: Final = 32
 _MODULUS: Final = 2**_BITS
@@ -74,12 +74,11 @@ class MixturePlan:
             ValueError: If the global batch does not divide by the number of ranks, or the sources
                 are used up before.
         """
-        batch, rest = divmod(self.global_batch, size)
-        if rest:
-            message = f"a global batch of {self.global_batch} does not divide over {size} ranks"
-            raise ValueError(message)
-        start = step * self.global_batch + rank * batch
-        return self._rows(start, start + batch)
+        positions = rank_positions(step, self.global_batch, rank=rank, size=size)
+        if len(self.plans) == 1 and self.end is None:
+            rows = self.plans[0].rows_at(positions)
+            return np.zeros_like(rows), rows
+        return self._rows(int(positions[0]), int(positions[-1]) + 1)
 
     def counts(self, step: int) -> tuple[int, ...]:
         """Samples that each source has given before a step."""
@@ -95,9 +94,6 @@ class MixturePlan:
         if self.end is not None and stop > self.end:
             message = f"the sources end at position {self.end}, {stop} was asked for"
             raise ValueError(message)
-        if len(self.plans) == 1:
-            rows = self.plans[0].rows_at(np.arange(start, stop, dtype=np.int64))
-            return np.zeros_like(rows), rows
         parts = []
         while start < stop:
             stage = self._stage(start)
@@ -121,13 +117,6 @@ class MixturePlan:
                 positions = given[number] + np.arange(len(own), dtype=np.int64)
                 rows[own] = plan.rows_at(positions)
         return source.astype(np.int64), rows
-
-
-def only(plan: Plan) -> MixturePlan:
-    """The mixture of one source."""
-    return build_mixture(
-        [plan], weights=[1.0], repeats=[True], global_batch=plan.global_batch, seed=plan.seed
-    )
 
 
 def build_mixture(

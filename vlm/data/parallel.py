@@ -1,5 +1,7 @@
 """Jobs over processes that end with their parent, whatever ends it."""
 
+import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -13,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from vlm.errors import DataError
 
-__all__ = ["StoppedError", "run_jobs", "stop_if_asked"]
+__all__ = ["StoppedError", "run_in_order", "run_jobs", "stop_if_asked"]
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -74,6 +76,26 @@ def run_jobs(
         stop_writer.close()
         pool.shutdown(wait=True, cancel_futures=True)
         stop_reader.close()
+
+
+def run_in_order(
+    function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int
+) -> Generator[Result, None, None]:
+    """As `run_jobs`, but in the order of the jobs; what is done early waits in memory."""
+    early: dict[int, Result] = {}
+    numbered = functools.partial(_numbered, function)
+    with contextlib.closing(run_jobs(numbered, list(enumerate(jobs)), workers=workers)) as results:
+        expected = 0
+        for number, result in results:
+            early[number] = result
+            while expected in early:
+                yield early.pop(expected)
+                expected += 1
+
+
+def _numbered(function: Callable[[Job], Result], job: tuple[int, Job]) -> tuple[int, Result]:
+    number, work = job
+    return number, function(work)
 
 
 def stop_if_asked() -> None:

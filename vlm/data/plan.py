@@ -25,7 +25,7 @@ from jaxtyping import Int64
 
 from vlm.data.permute import mix, permute
 
-__all__ = ["Plan", "usual_run_length"]
+__all__ = ["Plan", "rank_positions", "usual_run_length"]
 
 _UNIFORM_UP_TO = 1_000_000
 _RUN_LENGTH = 64
@@ -34,6 +34,22 @@ _RUN_LENGTH = 64
 def usual_run_length(num_samples: int, *, remote: bool = False) -> int:
     """1 up to a million local samples, whose shards a page cache may hold; 64 otherwise."""
     return 1 if num_samples <= _UNIFORM_UP_TO and not remote else _RUN_LENGTH
+
+
+def rank_positions(
+    step: int, global_batch: int, *, rank: int, size: int
+) -> Int64[np.ndarray, " batch"]:
+    """A rank's stretch of a global step, as positions on the endless line of samples.
+
+    Raises:
+        ValueError: If the global batch does not divide by the number of ranks.
+    """
+    batch, rest = divmod(global_batch, size)
+    if rest:
+        message = f"a global batch of {global_batch} does not divide over {size} ranks"
+        raise ValueError(message)
+    start = step * global_batch + rank * batch
+    return np.arange(start, start + batch, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +83,7 @@ class Plan:
         Raises:
             ValueError: If the global batch does not divide by the number of ranks.
         """
-        batch, rest = divmod(self.global_batch, size)
-        if rest:
-            message = f"a global batch of {self.global_batch} does not divide over {size} ranks"
-            raise ValueError(message)
-        start = step * self.global_batch + rank * batch
-        return self.rows_at(np.arange(start, start + batch, dtype=np.int64))
+        return self.rows_at(rank_positions(step, self.global_batch, rank=rank, size=size))
 
     def rows_at(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """Rows of ascending positions on the endless line of samples."""

@@ -2,8 +2,6 @@
 
 import hashlib
 import tarfile
-from collections import OrderedDict
-from threading import Lock
 from types import TracebackType
 
 import numpy as np
@@ -16,8 +14,6 @@ from vlm.data.shards import LocalShards, ShardBytes, Stretch
 from vlm.errors import DataError
 
 __all__ = ["Reader"]
-
-_REMEMBERED_STRETCHES = 65_536
 
 
 class Reader:
@@ -45,8 +41,6 @@ class Reader:
         self._shards = LocalShards(manifest) if shards is None else shards
         self._kept = kept
         self._run_length = run_length
-        self._expected: OrderedDict[Stretch, None] = OrderedDict()
-        self._lock = Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -80,14 +74,14 @@ class Reader:
             IndexError: If there is no such row.
         """
         shard, entry = self._locate(row)
-        where = self.manifest.where(shard)
         offset = int(entry["offset"])
-        block = self._shards.read(self._stretch(row), offset, _size(entry))
+        block = self._shards.read(self._stretch(row, shard, entry), offset, _size(entry))
         key = _key(block)
         if key is not None and sample_id(self.manifest.shards[shard].name, key) != entry["id"]:
             message = (
-                f"{where}: changed since indexing, at byte {offset} lies {key!r}, not the sample "
-                f"that the index has there; run `vlm data index {self.manifest.location}`"
+                f"{self.manifest.where(shard)}: changed since indexing, at byte {offset} lies "
+                f"{key!r}, not the sample that the index has there; "
+                f"run `vlm data index {self.manifest.location}`"
             )
             raise DataError(message)
         try:
@@ -95,6 +89,7 @@ class Reader:
                 _part(block, entry, "text"), _part(block, entry, "json") or b"{}"
             )
         except ValueError as error:
+            where = self.manifest.where(shard)
             message = f"{where}: sample {key!r} at byte {offset}: {error}; write the shard anew"
             raise DataError(message) from error
         image = _part(block, entry, "image")
@@ -110,7 +105,8 @@ class Reader:
         shard, entry = self._locate(row)
         name = self.manifest.shards[shard].name
         try:
-            header = self._shards.read(self._stretch(row), int(entry["offset"]), 512)
+            stretch = self._stretch(row, shard, entry)
+            header = self._shards.read(stretch, int(entry["offset"]), 512)
         except DataError:
             return name, "?"
         return name, _key(header) or "?"
@@ -121,15 +117,8 @@ class Reader:
 
     def expect(self, rows: Int64[np.ndarray, " n"]) -> None:
         """Say which rows come soon, so that their stretches are on the way when they are read."""
-        for row in rows:
-            stretch = self._stretch(int(row))
-            with self._lock:
-                if stretch in self._expected:
-                    continue
-                self._expected[stretch] = None
-                if len(self._expected) > _REMEMBERED_STRETCHES:
-                    self._expected.popitem(last=False)
-            self._shards.expect(stretch)
+        for row in rows.tolist():
+            self._shards.expect(self._stretch(row, *self._locate(row)))
 
     def _stored(self, row: int) -> int:
         if self._kept is None:
@@ -144,9 +133,8 @@ class Reader:
     def _locate(self, row: int) -> tuple[int, np.void]:
         return self.manifest.locate(self._stored(row))
 
-    def _stretch(self, row: int) -> Stretch:
+    def _stretch(self, row: int, shard: int, entry: np.void) -> Stretch:
         """From the first to the last row of this row's run, as far as they share its shard."""
-        shard, entry = self._locate(row)
         if self._run_length == 1:
             return Stretch(shard, int(entry["offset"]), _size(entry))
         first = row // self._run_length * self._run_length

@@ -10,7 +10,7 @@ import hashlib
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,12 +35,13 @@ from vlm.data.manifest import (
 )
 from vlm.data.shards import Stretch
 from vlm.errors import DataError, StoreError
-from vlm.files import open_whole
+from vlm.files import file_sha256, open_whole
 
 __all__ = ["RemoteConfig", "RemoteShards", "is_url", "open_remote"]
 
 URL_SCHEMES: Final = ("s3", "gs", "az", "http", "https")
 _BLOCK: Final = 8 * 2**20
+_PARTS_AHEAD: Final = 4
 _FINAL: Final = (
     FileNotFoundError,
     PermissionError,
@@ -193,12 +194,15 @@ class RemoteShards:
         if self._cache is None:
             return self._fetch(Stretch(stretch.shard, offset, size))
         start = offset - stretch.offset
-        found = self._cache.read(self._name(stretch), start, size)
-        return found if found is not None else self._come(stretch).result()[start : start + size]
+        while (found := self._cache.read(self._name(stretch), start, size)) is None:
+            future = self._come(stretch)
+            if future is not None:
+                return future.result()[start : start + size]
+        return found
 
     def expect(self, stretch: Stretch) -> None:
         """Begin to fetch a stretch, unless it is in the cache."""
-        if self._cache is not None and self._name(stretch) not in self._cache:
+        if self._cache is not None:
             self._come(stretch)
 
     def close(self) -> None:
@@ -207,10 +211,12 @@ class RemoteShards:
         if self._cache is not None:
             self._cache.close()
 
-    def _come(self, stretch: Stretch) -> "Future[bytes]":
+    def _come(self, stretch: Stretch) -> "Future[bytes] | None":
+        """A stretch on its way; none if it is in the cache, perhaps since a moment ago."""
+        assert self._cache is not None
         with self._lock:
             future = self._coming.get(stretch)
-            if future is None:
+            if future is None and self._name(stretch) not in self._cache:
                 future = self._pool.submit(self._fetch_and_keep, stretch)
                 self._coming[stretch] = future
             return future
@@ -279,18 +285,13 @@ def open_remote(url: str, config: RemoteConfig) -> tuple[Manifest, RemoteShards]
 
 def _download(store: _Store, name: str, size: int, sha256: str, path: Path) -> None:
     """A table, in parts that are fetched side by side and tried again one by one."""
-    if path.is_file() and path.stat().st_size == size and _sha256(path) == sha256:
+    if path.is_file() and path.stat().st_size == size and file_sha256(path) == sha256:
         return
     digest = hashlib.sha256()
-    with open_whole(path) as file, ThreadPoolExecutor(4) as pool:
-        parts: deque[Future[bytes]] = deque()
-        for offset in range(0, size, _BLOCK):
-            length = min(_BLOCK, size - offset)
-            parts.append(pool.submit(store.ranged, name, offset, length, whole_size=size))
-            if len(parts) > 4:
-                _append(file.write, digest.update, parts.popleft().result())
-        while parts:
-            _append(file.write, digest.update, parts.popleft().result())
+    with open_whole(path) as file:
+        for part in _parts(store, name, size):
+            file.write(part)
+            digest.update(part)
         if digest.hexdigest() != sha256:
             message = (
                 f"{store.url}/{name}: does not belong to its {MANIFEST_NAME} (other checksum); "
@@ -299,16 +300,17 @@ def _download(store: _Store, name: str, size: int, sha256: str, path: Path) -> N
             raise DataError(message)
 
 
-def _append(
-    write: Callable[[bytes], object], update: Callable[[bytes], object], data: bytes
-) -> None:
-    write(data)
-    update(data)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _parts(store: _Store, name: str, size: int) -> Iterator[bytes]:
+    """An object from its start to its end, a few parts ahead."""
+    coming: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(_PARTS_AHEAD) as pool:
+        for offset in range(0, size, _BLOCK):
+            length = min(_BLOCK, size - offset)
+            coming.append(pool.submit(store.ranged, name, offset, length, whole_size=size))
+            if len(coming) > _PARTS_AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def _check_url(url: str) -> None:

@@ -1,10 +1,11 @@
 """One sample as it lies in a shard: undecoded, so that only what is needed is decoded."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["IMAGE_EXTENSIONS", "Sample", "decode_text_and_metadata"]
+__all__ = ["IMAGE_EXTENSIONS", "Sample", "decode_text_and_metadata", "hash_text"]
 
 IMAGE_EXTENSIONS: Final = ("webp", "jpg", "jpeg", "png")
 
@@ -21,6 +22,12 @@ class Sample:
     """The caption, from `.txt`."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """The content of `.json`, empty where there is none."""
+
+
+def hash_text(text: str) -> int:
+    """A 64-bit hash of a text; the same in every run and on every machine."""
+    digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def decode_text_and_metadata(text: bytes, metadata: bytes) -> tuple[str, dict[str, Any]]:

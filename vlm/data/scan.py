@@ -1,6 +1,5 @@
 """One shard to its index entries: where each sample lies, and what it is."""
 
-import hashlib
 import itertools
 import tarfile
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from vlm.data.samples import IMAGE_EXTENSIONS
+from vlm.data.samples import IMAGE_EXTENSIONS, hash_text
 from vlm.errors import DataError
 
 __all__ = ["INDEX_DTYPE", "PARTS", "sample_id", "scan_shard", "split_member_name"]
@@ -38,8 +37,7 @@ def scan_shard(path: Path) -> np.ndarray:
 
 def sample_id(shard: str, key: str) -> int:
     """The stable 63-bit id of a sample: a hash of the shard's file name and the key."""
-    digest = hashlib.blake2b(f"{shard}/{key}".encode(errors="surrogateescape"), digest_size=8)
-    return int.from_bytes(digest.digest(), "big") >> 1
+    return hash_text(f"{shard}/{key}") >> 1
 
 
 def _entries(path: Path) -> list[tuple[int, ...]]:

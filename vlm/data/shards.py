@@ -12,6 +12,7 @@ from vlm.errors import DataError
 __all__ = ["LocalShards", "ShardBytes", "Stretch"]
 
 _MAX_OPEN_SHARDS = 64
+_MAX_EXPECTED = 65_536
 
 
 class Stretch(NamedTuple):
@@ -54,6 +55,7 @@ class LocalShards:
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._expected: OrderedDict[Stretch, None] = OrderedDict()
         self._lock = Lock()
 
     def read(self, stretch: Stretch, offset: int, size: int) -> bytes:
@@ -86,9 +88,14 @@ class LocalShards:
         return block
 
     def expect(self, stretch: Stretch) -> None:
-        """Ask the kernel to read ahead, in one sweep of the disk."""
-        path = self._manifest.folder / self._manifest.shards[stretch.shard].name
+        """Ask the kernel to read ahead, in one sweep of the disk; once, while it is in use."""
         with self._lock:
+            if stretch in self._expected:
+                return
+            self._expected[stretch] = None
+            if len(self._expected) > _MAX_EXPECTED:
+                self._expected.popitem(last=False)
+            path = self._manifest.folder / self._manifest.shards[stretch.shard].name
             try:
                 descriptor = self._descriptor(stretch.shard, path)
                 if hasattr(os, "posix_fadvise"):

@@ -4,7 +4,6 @@ A thread pool prepares whole batches: reading, decoding and resizing release the
 What a step contains depends only on the plan, the seed and the step, never on threads or timing.
 """
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,7 @@ from vlm.data.captions import CaptionConfig, choose_caption
 from vlm.data.mixture import MixturePlan
 from vlm.data.quarantine import Quarantine, replacements
 from vlm.data.reader import Reader
-from vlm.data.samples import Sample
+from vlm.data.samples import Sample, hash_text
 from vlm.errors import DataError
 from vlm.types import Batch, Tokenize
 
@@ -269,5 +268,4 @@ def group_id(sample: Sample, field: str) -> int:
             f"name one of those, or leave group_field out"
         )
         raise DataError(message)
-    digest = hashlib.blake2b(str(sample.metadata[field]).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return hash_text(str(sample.metadata[field])) >> 1

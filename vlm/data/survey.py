@@ -1,10 +1,11 @@
 """Whole datasets measured in processes, shard by shard: to be filtered, or to evaluate on."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -17,15 +18,18 @@ from vlm.data.measure import (
     ShardJob,
     measure_files,
     measure_shard,
-    run_jobs,
 )
 from vlm.data.ngrams import NgramCounts, rarest_counts
+from vlm.data.parallel import run_in_order
 from vlm.data.samples import IMAGE_EXTENSIONS
 from vlm.errors import DataError
 
 __all__ = ["Dataset", "Progress", "measure_dataset", "measure_evaluation"]
 
 _FILES_A_JOB: Final = 500
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -73,12 +77,12 @@ def measure_dataset(
     jobs: list[ShardJob] = shard_jobs(manifest)
     spill = draft if config.counts_ngrams else None
     measure = functools.partial(measure_shard, decode=decode, config=config, spill=spill)
-    for done, (number, found) in enumerate(run_jobs(measure, jobs, workers), start=1):
-        rows = slice(jobs[number].start, jobs[number].start + len(found.facts))
+    measured = _told(measure, jobs, workers, "reading shards", progress)
+    for job, found in zip(jobs, measured, strict=True):
+        rows = slice(job.start, job.start + len(found.facts))
         facts[rows], failed[rows] = found.facts, found.failed
         missing += found.missing
         ngrams.add(found.ngrams, found.counts)
-        progress("reading shards", done, len(jobs))
     for rule, count in zip(rules, missing, strict=True):
         if count and count == facts["decoded"].sum():
             message = (
@@ -108,13 +112,10 @@ def _rarest(
     if config.max_ngrams is not None and config.max_ngrams < len(counts):
         place = len(counts) - config.max_ngrams
         most_frequent = int(np.partition(counts, place)[place])
-    parts: dict[int, np.ndarray] = {}
     spilled = [draft / f"{job.shard}.npz" for job in jobs]
     count = functools.partial(rarest_counts, table=draft)
-    for done, (number, part) in enumerate(run_jobs(count, spilled, workers), start=1):
-        parts[number] = part
-        progress("looking up n-grams", done, len(jobs))
-    return np.concatenate([parts[number] for number in range(len(jobs))]), most_frequent
+    parts = list(_told(count, spilled, workers, "looking up n-grams", progress))
+    return np.concatenate(parts), most_frequent
 
 
 def measure_evaluation(
@@ -134,27 +135,36 @@ def measure_evaluation(
 
 def _measure_folder(folder: Path, decode: Decode, workers: int, progress: Progress) -> np.ndarray:
     stage = f"reading {folder}"
-    parts: dict[int, np.ndarray] = {}
     if any(folder.glob("*.tar")):
         jobs = shard_jobs(open_manifest(folder))
         measure = functools.partial(measure_shard, decode=decode, config=FilterConfig())
-        for done, (number, found) in enumerate(run_jobs(measure, jobs, workers), start=1):
-            parts[number] = found.facts
-            progress(stage, done, len(jobs))
+        parts = [found.facts for found in _told(measure, jobs, workers, stage, progress)]
     else:
         paths = sorted(p for p in folder.rglob("*") if _is_image(p))
         pieces = [paths[i : i + _FILES_A_JOB] for i in range(0, len(paths), _FILES_A_JOB)]
         look = functools.partial(measure_files, decode=decode)
-        for done, (number, facts) in enumerate(run_jobs(look, pieces, workers), start=1):
-            parts[number] = facts
-            progress(stage, done, len(pieces))
+        parts = list(_told(look, pieces, workers, stage, progress))
     if not parts:
         message = (
             f"decontaminate: {folder}: neither .tar shards nor images here "
             f"(.{', .'.join(IMAGE_EXTENSIONS)}); correct the path"
         )
         raise DataError(message)
-    return np.concatenate([parts[number] for number in range(len(parts))])
+    return np.concatenate(parts)
+
+
+def _told(
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    workers: int,
+    stage: str,
+    progress: Progress,
+) -> Iterator[Result]:
+    """Results in the order of the jobs; each is told."""
+    with contextlib.closing(run_in_order(function, jobs, workers=workers)) as results:
+        for done, result in enumerate(results, start=1):
+            yield result
+            progress(stage, done, len(jobs))
 
 
 def _is_image(path: Path) -> bool:
@@ -163,15 +173,12 @@ def _is_image(path: Path) -> bool:
 
 def shard_jobs(manifest: Manifest) -> list[ShardJob]:
     """One job a shard, in order."""
-    jobs, start = [], 0
-    for number, shard in enumerate(manifest.shards):
-        jobs.append(
-            ShardJob(
-                folder=manifest.folder,
-                fingerprint=manifest.fingerprint,
-                shard=number,
-                start=start,
-            )
+    return [
+        ShardJob(
+            folder=manifest.folder,
+            fingerprint=manifest.fingerprint,
+            shard=number,
+            start=int(end) - shard.num_samples,
         )
-        start += shard.num_samples
-    return jobs
+        for number, (shard, end) in enumerate(zip(manifest.shards, manifest.ends, strict=True))
+    ]

@@ -15,6 +15,7 @@ from vlm.preprocess.images import (
     decode_picture,
     flatten_image,
     normalise_images,
+    prepare_image,
     resize_image,
     stack_images,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "decode_picture",
     "flatten_image",
     "normalise_images",
+    "prepare_image",
     "reencode_image",
     "resize_image",
     "stack_images",

@@ -24,6 +24,7 @@ __all__ = [
     "decode_picture",
     "flatten_image",
     "normalise_images",
+    "prepare_image",
     "resize_image",
     "stack_images",
 ]
@@ -182,6 +183,18 @@ def resize_image(
     top, left = round((target[0] - side) / 2), round((target[1] - side) / 2)
     square = np.ascontiguousarray(pixels[top : top + side, left : left + side])
     return square.transpose(2, 0, 1)
+
+
+def prepare_image(
+    data: bytes, config: ImageConfig, *, size: int | None = None
+) -> UInt8[np.ndarray, "channel height width"]:
+    """`decode_image`, then `resize_image`.
+
+    Raises:
+        DataError: If the bytes are no image that can be decoded.
+    """
+    pixels = decode_image(data, min_side=config.decode_side(size))
+    return resize_image(pixels, config, size=size)
 
 
 def stack_images(

@@ -14,12 +14,13 @@ from vlm.data.dataset import open_reader
 from vlm.data.mixture import MixturePlan, build_mixture
 from vlm.data.permute import mix
 from vlm.data.plan import Plan
+from vlm.data.samples import hash_text
 from vlm.data.stream import Source, TrainStream
 from vlm.distributed import World
 from vlm.errors import ConfigError
 from vlm.models import DualEncoder
 from vlm.optim import build_optimizer
-from vlm.preprocess import ImageConfig, build_tokenizer, decode_image, resize_image, stack_images
+from vlm.preprocess import build_tokenizer, prepare_image, stack_images
 from vlm.train.config import TrainConfig
 from vlm.train.engine import Engine, TorchEngine
 
@@ -114,7 +115,7 @@ def _open_sources(config: TrainConfig) -> list[tuple[Source, int]]:
             filter_name=source.filter,
         )
         captions = source.captions or config.data.stream.captions
-        salt = _name_key(source.name) >> 1 if len(config.data.all_sources) > 1 else 0
+        salt = hash_text(source.name) >> 1 if len(config.data.all_sources) > 1 else 0
         opened.append(
             (Source(name=source.name, reader=reader, captions=captions, salt=salt), run_length)
         )
@@ -129,7 +130,7 @@ def _mixture(config: TrainConfig, sources: list[Source], run_lengths: list[int])
             num_samples=source.reader.num_samples,
             # Lanes of a source: its places in a batch, so that a run stays with one rank.
             global_batch=max(1, round(config.global_batch * weight / sum(weights))),
-            seed=config.seed if len(sources) == 1 else mix(config.seed, _name_key(source.name)),
+            seed=config.seed if len(sources) == 1 else mix(config.seed, hash_text(source.name)),
             run_length=run_length,
         )
         for source, weight, run_length in zip(sources, weights, run_lengths, strict=True)
@@ -145,11 +146,6 @@ def _mixture(config: TrainConfig, sources: list[Source], run_lengths: list[int])
         global_batch=config.global_batch,
         seed=config.seed,
     )
-
-
-def _name_key(name: str) -> int:
-    """A 64-bit hash of a source's name."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 def _data_facts(config: TrainConfig, opened: list[tuple[Source, int]]) -> list[dict[str, Any]]:
@@ -198,10 +194,4 @@ def _image_preparer(
     config: TrainConfig,
 ) -> Callable[[bytes], UInt8[np.ndarray, "channel height width"]]:
     size = round(config.image.size * config.data.augment.margin)
-    return partial(_prepare_image, config=config.image, size=size)
-
-
-def _prepare_image(
-    data: bytes, *, config: ImageConfig, size: int
-) -> UInt8[np.ndarray, "channel height width"]:
-    return resize_image(decode_image(data, min_side=config.decode_side(size)), config, size=size)
+    return partial(prepare_image, config=config.image, size=size)

@@ -12,37 +12,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from tests.support import drawn_samples
+from tests.support import drawn_samples, train_stream
 from vlm.data.manifest import build_manifest, open_manifest
-from vlm.data.mixture import only
-from vlm.data.plan import Plan
 from vlm.data.reader import Reader
 from vlm.data.samples import Sample
-from vlm.data.stream import Source, StreamConfig, TrainStream
+from vlm.data.stream import StreamConfig, TrainStream
 from vlm.data.write import write_shards
 from vlm.distributed import World, gather_rows
-from vlm.preprocess import (
-    ImageConfig,
-    TokenizerConfig,
-    build_tokenizer,
-    decode_image,
-    resize_image,
-    stack_images,
-)
 
 STEPS = 400
-GLOBAL_BATCH = 12
 RUN_LENGTH = 4
 
 
 def stream(folder: Path, *, rank: int, size: int, threads: int) -> TrainStream:
-    manifest = open_manifest(folder)
-    plan = Plan(
-        num_samples=manifest.num_samples,
-        global_batch=GLOBAL_BATCH,
-        seed=11,
-        run_length=RUN_LENGTH,
-    )
     config = StreamConfig.model_validate(
         {
             "threads": threads,
@@ -50,14 +32,12 @@ def stream(folder: Path, *, rank: int, size: int, threads: int) -> TrainStream:
             "captions": {"text": 0.4, "tags": 0.6},
         }
     )
-    reader = Reader(manifest, run_length=RUN_LENGTH)
-    return TrainStream(
-        sources=[Source(name="p", reader=reader, captions=config.captions)],
-        plan=only(plan),
-        config=config,
-        prepare_image=lambda data: resize_image(decode_image(data), ImageConfig(size=8)),
-        stack_images=stack_images,
-        tokenize=build_tokenizer(TokenizerConfig(context_length=8)),
+    return train_stream(
+        Reader(open_manifest(folder), run_length=RUN_LENGTH),
+        config,
+        seed=11,
+        run_length=RUN_LENGTH,
+        image_size=8,
         rank=rank,
         size=size,
     )

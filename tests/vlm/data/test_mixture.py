@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm.data.mixture import MixturePlan, build_mixture, only
+from tests.support import only
+from vlm.data.mixture import MixturePlan, build_mixture
 from vlm.data.plan import Plan
 
 

@@ -13,29 +13,18 @@ import pytest
 import torch
 
 from tests.object_stores import FaultyProxy, RangeServer, running, s3_server
-from tests.support import write_dataset
+from tests.support import STREAM_BATCH, train_stream, write_dataset
 from vlm.data.dataset import open_reader
-from vlm.data.mixture import only
-from vlm.data.plan import Plan
 from vlm.data.reader import Reader
 from vlm.data.remote import RemoteConfig, RemoteShards, open_remote
 from vlm.data.sequential import iterate_samples
-from vlm.data.stream import Source, StreamConfig, TrainStream
+from vlm.data.stream import StreamConfig
 from vlm.errors import DataError, StoreError
-from vlm.preprocess import (
-    ImageConfig,
-    TokenizerConfig,
-    build_tokenizer,
-    decode_image,
-    resize_image,
-    stack_images,
-)
 from vlm.types import Batch
 
 RUN_LENGTH = 8
 NUM_SAMPLES = 96
-GLOBAL_BATCH = 12
-STEPS = 2 * NUM_SAMPLES // GLOBAL_BATCH
+STEPS = 2 * NUM_SAMPLES // STREAM_BATCH
 ALL_FAULTS = ("error", "throttle", "stall", "short", "refuse")
 
 
@@ -83,20 +72,8 @@ def batches(
     location: str, remote: RemoteConfig, *, start: int = 0, rank: int = 0, size: int = 1
 ) -> list[Batch]:
     reader, _ = open_reader(location, remote=remote, run_length=RUN_LENGTH)
-    plan = Plan(
-        num_samples=reader.num_samples, global_batch=GLOBAL_BATCH, seed=4, run_length=RUN_LENGTH
-    )
     config = StreamConfig.model_validate({"cache_bytes": 0, "max_bad_fraction": 0})
-    stream = TrainStream(
-        sources=[Source(name="s", reader=reader, captions=config.captions)],
-        plan=only(plan),
-        config=config,
-        prepare_image=lambda data: resize_image(decode_image(data), ImageConfig(size=16)),
-        stack_images=stack_images,
-        tokenize=build_tokenizer(TokenizerConfig(context_length=8)),
-        rank=rank,
-        size=size,
-    )
+    stream = train_stream(reader, config, seed=4, run_length=RUN_LENGTH, rank=rank, size=size)
     with reader:
         return list(stream.batches(start, STEPS))
 

@@ -6,26 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support import drawn_samples, write_dataset
+from tests.support import drawn_samples, train_stream, write_dataset
 from vlm.data.captions import CaptionConfig, choose_caption
 from vlm.data.manifest import Manifest, build_manifest
-from vlm.data.mixture import only
-from vlm.data.plan import Plan
 from vlm.data.reader import Reader
 from vlm.data.samples import Sample
-from vlm.data.stream import Source, StreamConfig, TrainStream
+from vlm.data.stream import StreamConfig, TrainStream
 from vlm.data.write import write_shards
 from vlm.errors import DataError
-from vlm.preprocess import (
-    ImageConfig,
-    TokenizerConfig,
-    build_tokenizer,
-    decode_image,
-    resize_image,
-    stack_images,
-)
-
-TOKENIZE = build_tokenizer(TokenizerConfig(context_length=10))
 
 
 def stream(
@@ -38,15 +26,12 @@ def stream(
     **config: Any,
 ) -> TrainStream:
     settings = StreamConfig.model_validate({"group_field": "concept", **config})
-    plan = Plan(num_samples=manifest.num_samples, global_batch=12, seed=3, run_length=run_length)
-    reader = Reader(manifest, run_length=run_length)
-    return TrainStream(
-        sources=[Source(name="drawn", reader=reader, captions=settings.captions)],
-        plan=only(plan),
-        config=settings,
-        prepare_image=lambda data: resize_image(decode_image(data), ImageConfig(size=16)),
-        stack_images=stack_images,
-        tokenize=TOKENIZE,
+    return train_stream(
+        Reader(manifest, run_length=run_length),
+        settings,
+        seed=3,
+        run_length=run_length,
+        context_length=10,
         ledger=ledger,
         rank=rank,
         size=size,

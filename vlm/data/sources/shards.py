@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlm.data.manifest import Manifest, open_manifest
+from vlm.data.manifest import MANIFEST_NAME, Manifest, open_manifest
 from vlm.data.reader import Reader
 from vlm.data.samples import Sample
 from vlm.data.scan import split_member_name
@@ -20,7 +20,7 @@ _NO_KEY = "?"
 
 def holds_shards(folder: Path) -> bool:
     """Whether a folder is a set of shards, indexed or not."""
-    return (folder / "manifest.json").is_file() or any(folder.glob("*.tar"))
+    return (folder / MANIFEST_NAME).is_file() or any(folder.glob("*.tar"))
 
 
 class ShardsSource:
@@ -54,7 +54,7 @@ class ShardsSource:
 
     def where(self, row: int) -> str:
         shard, _ = self._manifest.locate(row)
-        return str(self.folder / self._manifest.shards[shard].name)
+        return self._manifest.where(shard)
 
     def read(self, start: int, stop: int) -> Iterator[Sample | BadSample]:
         seen: set[str] = set()
@@ -71,7 +71,7 @@ class ShardsSource:
 
     def _free_key(self, row: int, key: str, seen: set[str]) -> str:
         shard, entry = self._manifest.locate(row)
-        path = self.folder / self._manifest.shards[shard].name
+        path = Path(self._manifest.where(shard))
         if key == _NO_KEY:
             key = _long_key(path, int(entry["offset"]))
         while key in seen:

@@ -1,4 +1,3 @@
-import csv
 import json
 import os
 import shutil
@@ -8,16 +7,11 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import drawn_samples
-from vlm.data.samples import Sample
 from vlm.data.sequential import iterate_samples
 from vlm.data.sources import npm
 from vlm.data.sources.emoji import (
@@ -28,10 +22,7 @@ from vlm.data.sources.emoji import (
     split_of,
 )
 from vlm.data.sources.emoji_fetch import fetch_emoji
-from vlm.data.sources.folder import open_folder
 from vlm.data.sources.npm import fetch_package
-from vlm.data.sources.protocol import BadSample, SampleSource
-from vlm.data.sources.table import TableSource, open_table
 from vlm.errors import DataError
 
 SVG = '<circle cx="8" cy="8" r="7" fill="{}"/>'
@@ -269,197 +260,3 @@ def test_a_real_package_is_fetched_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert json.loads((folder / "package.json").read_text())["version"] == "7.0.0"
     monkeypatch.setattr(npm, "_download", None)  # a second download would fail
     assert fetch_package("is-number@7.0.0", tmp_path) == folder
-
-
-def samples_of(source: SampleSource) -> list[Sample]:
-    found = list(source.read(0, len(source)))
-    good = [sample for sample in found if isinstance(sample, Sample)]
-    assert len(good) == len(found)
-    return good
-
-
-def reasons_of(source: SampleSource) -> dict[str, str]:
-    found = source.read(0, len(source))
-    return {bad.key: bad.reason for bad in found if isinstance(bad, BadSample)}
-
-
-def test_a_folder_gives_captions_beside_images_or_class_names(tmp_path: Path) -> None:
-    images = [s.image for s in drawn_samples(3)]
-    (tmp_path / "red_fox").mkdir()
-    (tmp_path / "red_fox" / "1.png").write_bytes(images[0])
-    (tmp_path / "a.b.PNG").write_bytes(images[1])
-    (tmp_path / "a.b.txt").write_text("  a caption\n", encoding="utf-8")
-    found = samples_of(open_folder(tmp_path))
-    assert [(s.key, s.text) for s in found] == [("a_b", "a caption"), ("red_fox_1", "red fox")]
-    assert found[0].image == images[1]
-    assert found[1].metadata == {"source": "red_fox/1.png"}
-
-
-def test_images_whose_names_give_one_key_get_numbers(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "c").mkdir()
-    for name in ("a/b.jpg", "a/b.png", "c/a_b_2.png", "a_b_2.png", "a_b.png"):
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "a_b.txt").write_text("x")
-    (tmp_path / "a_b_2.txt").write_text("x")
-    keys = {s.metadata["source"]: s.key for s in samples_of(open_folder(tmp_path))}
-    assert keys == {
-        "a/b.jpg": "a_b",
-        "a/b.png": "a_b_3",
-        "a_b.png": "a_b_4",
-        "a_b_2.png": "a_b_2",
-        "c/a_b_2.png": "c_a_b_2",
-    }
-
-
-def test_the_facts_of_a_folder_change_with_any_image_or_caption(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(b"1")
-    (tmp_path / "x.txt").write_text("a")
-    facts = [open_folder(tmp_path).facts()]
-    assert facts == [open_folder(tmp_path).facts()]
-    (tmp_path / "x.txt").write_text("ab")
-    facts.append(open_folder(tmp_path).facts())
-    os.utime(tmp_path / "x.png", ns=(0, 1))
-    facts.append(open_folder(tmp_path).facts())
-    assert len({json.dumps(tree) for tree in facts}) == 3
-
-
-def test_an_image_without_caption_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(b"")
-    source = open_folder(tmp_path)
-    assert source.where(0) == str(tmp_path / "x.png")
-    assert "no caption; put it into x.txt" in reasons_of(source)["x"]
-
-
-def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "red").mkdir()
-    (tmp_path / "red" / "x.png").symlink_to(tmp_path / "nowhere")
-    assert "No such file" in reasons_of(open_folder(tmp_path))["red_x"]
-
-
-def test_a_folder_without_images_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no images; looked for .webp"):
-        open_folder(tmp_path)
-
-
-def test_a_caption_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(b"")
-    (tmp_path / "x.txt").write_bytes(b"\xff\xff")
-    assert "x.txt is not UTF-8" in reasons_of(open_folder(tmp_path))["x"]
-
-
-ROWS: list[dict[str, Any]] = [
-    {"filepath": "0.png", "caption": "a red circle, big", "license": "CC0"},
-    {"filepath": "1.png", "caption": "a green circle", "license": "CC0"},
-]
-
-
-def written_table(folder: Path, suffix: str, rows: list[dict[str, Any]]) -> Path:
-    path = folder / f"pairs{suffix}"
-    if suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(
-                file, list(rows[0]), delimiter="\t" if suffix == ".tsv" else ","
-            )
-            writer.writeheader()
-            writer.writerows(rows)
-    return path
-
-
-def opened_table(folder: Path, suffix: str, rows: list[dict[str, Any]]) -> TableSource:
-    return open_table(written_table(folder, suffix, rows), scratch=folder / "scratch")
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_every_kind_of_table_gives_the_same_samples(tmp_path: Path, suffix: str) -> None:
-    for number, sample in enumerate(drawn_samples(2)):
-        (tmp_path / f"{number}.png").write_bytes(sample.image)
-    found = samples_of(opened_table(tmp_path, suffix, ROWS))
-    assert [s.text for s in found] == ["a red circle, big", "a green circle"]
-    assert [s.image for s in found] == [s.image for s in drawn_samples(2)]
-    assert found[0].metadata == {"license": "CC0"}
-
-
-def test_parquet_may_hold_the_images_themselves(tmp_path: Path) -> None:
-    image = drawn_samples(1)[0].image
-    rows = [{"image": {"bytes": image, "path": None}, "text": "x"}]
-    (found,) = samples_of(opened_table(tmp_path, ".parquet", rows))
-    assert found.image == image
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-@given(bounds=st.tuples(st.integers(0, 2500), st.integers(0, 2500)))
-@settings(deadline=None, max_examples=20)
-def test_any_stretch_of_a_table_is_read_as_if_all_of_it_were(
-    long_tables: dict[str, TableSource], suffix: str, bounds: tuple[int, int]
-) -> None:
-    start, stop = min(bounds), max(bounds)
-    found = long_tables[suffix].read(start, stop)
-    assert [(s.key, s.reason) for s in found if isinstance(s, BadSample)] == [
-        (f"{row:04d}", f"column 'image': cannot read image 'n{row}' (No such file or directory)")
-        for row in range(start, stop)
-    ]
-
-
-@pytest.fixture(scope="module")
-def long_tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TableSource]:
-    """2,500 rows in blocks and row groups that end at other places than batches do."""
-    folder = tmp_path_factory.mktemp("tables")
-    rows = [{"image": f"n{row}", "caption": "x"} for row in range(2500)]
-    written_table(folder, ".csv", rows)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "pairs.parquet", row_group_size=333)
-    return {
-        suffix: open_table(folder / f"pairs{suffix}", scratch=folder / "scratch")
-        for suffix in (".csv", ".parquet")
-    }
-
-
-def test_parquet_is_read_by_the_row_groups_that_are_needed(tmp_path: Path) -> None:
-    rows = [{"image": b"x" * 100, "caption": f"row {row}"} for row in range(30)]
-    path = tmp_path / "x.parquet"
-    pq.write_table(
-        pa.Table.from_pylist(rows), path, row_group_size=10, use_dictionary=False, compression=None
-    )
-    data = bytearray(path.read_bytes())
-    with pq.ParquetFile(path) as file:
-        group = file.metadata.row_group(2)
-        begin = group.column(0).data_page_offset
-    data[begin : begin + group.total_byte_size] = b"\xff" * group.total_byte_size
-    path.write_bytes(data)
-    source = open_table(path, scratch=tmp_path)
-    texts = [s.text for s in source.read(5, 20) if isinstance(s, Sample)]
-    assert texts == [f"row {row}" for row in range(5, 20)]
-    with pytest.raises(DataError, match=r"x\.parquet: cannot be read at rows 19 to 21"):
-        list(source.read(19, 21))
-
-
-def test_a_table_without_the_column_lists_those_it_has(tmp_path: Path) -> None:
-    path = written_table(tmp_path, ".csv", ROWS)
-    with pytest.raises(
-        DataError, match="no caption column, looked for alt; the table has filepath, "
-    ):
-        open_table(path, scratch=tmp_path / "scratch", caption_column="alt")
-    assert not (tmp_path / "scratch").exists()
-
-
-def test_a_row_that_names_no_image_is_told(tmp_path: Path) -> None:
-    source = opened_table(tmp_path, ".csv", ROWS)
-    assert source.where(1) == f"{tmp_path / 'pairs.csv'}: row 1"
-    assert reasons_of(source)["1"] == (
-        "column 'filepath': cannot read image '1.png' (No such file or directory)"
-    )
-
-
-def test_a_row_without_caption_is_told(tmp_path: Path) -> None:
-    source = opened_table(tmp_path, ".jsonl", [{"image": "x.png", "caption": " "}])
-    assert reasons_of(source) == {"0": "column 'caption': no caption, ' '"}
-
-
-def test_a_file_that_is_no_table_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.parquet").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"x\.parquet: cannot be read as a table"):
-        open_table(tmp_path / "x.parquet", scratch=tmp_path)
