@@ -47,6 +47,8 @@ class DualEncoderOutput:
     logit_scale: Float[Tensor, "1"]
     """exp of the learnt log inverse temperature, clamped to [1, 100]."""
     logit_bias: Float[Tensor, "1"] | None = None
+    more_images: tuple[Float[Tensor, "batch dim"], ...] = ()
+    """Unit rows of further views of the same images."""
 
 
 @dataclass(frozen=True, kw_only=True)

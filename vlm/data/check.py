@@ -208,16 +208,18 @@ def _good_samples(
     """The members of each usable sample, in order; the rest go to `damages`."""
     groups = itertools.groupby(members, key=lambda member: split_member_name(member.name)[0])
     samples = [(key, list(group)) for key, group in groups]
-    # Behind a lost header a sample may look whole and lack, say, its metadata.
     suffixes = Counter(_suffixes(sample) for _, sample in samples)
-    usual = suffixes.most_common(1)[0][0] if damages and suffixes else frozenset()
+    usual = suffixes.most_common(1)[0][0] if suffixes else frozenset()
+    # Behind a lost header a sample may look whole and lack, say, its metadata. Otherwise only
+    # texts are missed: a whole shard may have its captions in the metadata, one sample may not.
+    usual = usual if damages else usual & {"text"}
     seen: set[str] = set()
     for key, sample in samples:
         missing = ", ".join(sorted(usual - _suffixes(sample)))
         if key in seen:
             reason: str | None = "its key comes again"
         elif missing:
-            reason = f"no {missing}, which others have; it may be lost in the damage of the shard"
+            reason = f"no {missing}, which others have; it may be lost with some damage"
         else:
             reason = _complaint(file, sample, decode)
         if reason is None:
@@ -236,8 +238,8 @@ def _complaint(file: BinaryIO, sample: list[_Member], decode: Decode) -> str | N
     """What is wrong with a sample, or none."""
     try:
         parts = _parts(file, sample)
-        text, _ = decode_text_and_metadata(parts["text"], parts.get("json", b"{}"))
-        if not text:
+        text, _ = decode_text_and_metadata(parts.get("text", b""), parts.get("json", b"{}"))
+        if not text and "text" in parts:
             return "its text is empty"
         decode(parts["image"])
     except (ValueError, DataError) as error:  # ValueError covers bad UTF-8 and bad JSON
@@ -256,9 +258,9 @@ def _parts(file: BinaryIO, sample: list[_Member]) -> dict[str, bytes]:
             raise DataError(message)
         file.seek(member.start)
         parts[part] = file.read(member.size)
-    for part in ("image", "text"):
-        if part not in parts:
-            message = f"no {part}"
+    for needed in (("image",), ("text", "json")):  # captions may be in the metadata
+        if not parts.keys() & needed:
+            message = f"no {' or '.join(needed)}"
             raise DataError(message)
     return parts
 

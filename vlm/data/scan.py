@@ -25,6 +25,10 @@ INDEX_DTYPE: Final = np.dtype(
 """Of one sample; starts count from `offset`, and a size of 0 means that the part is absent."""
 
 
+# Captions may be in the metadata; see `captions.py`.
+_NEEDED: Final = {("image",): IMAGE_EXTENSIONS, ("text", "json"): ("txt", "json")}
+
+
 def scan_shard(path: Path) -> np.ndarray:
     """Entries of `INDEX_DTYPE` of one tar, in order.
 
@@ -108,11 +112,11 @@ def split_member_name(name: str) -> tuple[str, str | None]:
 
 def _entry(path: Path, key: str, members: dict[str, tarfile.TarInfo]) -> tuple[int, ...]:
     offset = min(member.offset for member in members.values())
-    for part in ("image", "text"):
-        if part not in members:
+    for part, extensions in _NEEDED.items():
+        if not members.keys() & part:
             message = (
-                f"{path}: sample {key!r} at byte {offset} has no {part}; it needs "
-                f"{key}.{'txt' if part == 'text' else '|'.join(IMAGE_EXTENSIONS)}; {_mend(path)}"
+                f"{path}: sample {key!r} at byte {offset} has no {' or '.join(part)}; it needs "
+                f"{key}.{'|'.join(extensions)}; {_mend(path)}"
             )
             raise DataError(message)
     fields = [sample_id(path.name, key), offset]

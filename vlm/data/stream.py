@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vlm.config import Config
-from vlm.data.captions import CaptionConfig, choose_caption
+from vlm.data.captions import CaptionConfig, caption_texts, choose_caption
 from vlm.data.mixture import MixturePlan
 from vlm.data.quarantine import Quarantine, replacements
 from vlm.data.reader import Reader
@@ -211,6 +211,7 @@ class TrainStream:
             self.quarantine.count_seen()
             try:
                 sample = reader.read(candidate)
+                caption_texts(sample, self._sources[number].captions)  # that there is one
                 image = self._decoded(reader, sample, candidate)
             except DataError as error:
                 shard, key = reader.name(candidate)

@@ -4,6 +4,7 @@ The towers are open_clip's own modules, so weights go to and from open_clip by r
 prefixes. The logit scale is a parameter of shape [1], because sharding engines refuse 0-dim ones.
 """
 
+import itertools
 import math
 from typing import Any, Literal
 
@@ -73,13 +74,25 @@ class DualEncoder(nn.Module):
         self,
         images: Float[Tensor, "batch channel height width"],
         token_ids: Int64[Tensor, "batch token"],
+        *more_views: Float[Tensor, "batch channel _ _"],
     ) -> DualEncoderOutput:
+        """Embed images, captions, and further views of the same images, of any size each."""
+        image, *others = self._encode_views([images, *more_views])
         return DualEncoderOutput(
-            image=self.encode_image(images),
+            image=image,
             text=self.encode_text(token_ids),
             logit_scale=self.logit_scale(),
             logit_bias=self.logit_bias,
+            more_images=tuple(others),
         )
+
+    def _encode_views(self, views: list[Tensor]) -> list[Tensor]:
+        """Embeddings of each view; neighbours of one size go through the tower together."""
+        rows: list[Tensor] = []
+        for _, group in itertools.groupby(views, key=lambda view: view.shape):
+            alike = list(group)
+            rows += self.encode_image(torch.cat(alike)).chunk(len(alike))
+        return rows
 
     def encode_image(
         self, images: Float[Tensor, "batch channel height width"]

@@ -137,6 +137,15 @@ class TrainConfig(Config):
         if self.epochs is not None and len(self.data.sources) > 1:
             message = "a mixture has no epochs of its own: give steps"
             raise ValueError(message)
+        small_size = self.data.augment.views.small_size
+        reads_any_size = self.model.image.type == "timm"
+        if small_size not in (None, self.image.size) and not reads_any_size:
+            message = (
+                f"data.augment.views.small_size={small_size}: a {self.model.image.type} tower "
+                f"reads {self.image.size} pixels only; leave small_size out, or use a "
+                f"convolutional timm tower"
+            )
+            raise ValueError(message)
         needs_bias = any(term.type == "siglip" for term in self.loss)
         if needs_bias and self.model.init_logit_bias is None:
             message = "loss siglip needs a logit bias: set model.init_logit_bias, e.g. -10"

@@ -4,6 +4,7 @@ The loop's own optimizer is handed to DeepSpeed as a client optimizer, so Lion, 
 schedule are the same on every engine.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import deepspeed
@@ -63,8 +64,9 @@ class DeepSpeedEngine:
         )
         self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
 
-    def forward(self, images: Tensor, token_ids: Tensor) -> DualEncoderOutput:
-        output: DualEncoderOutput = self._engine(images.to(self._dtype), token_ids)
+    def forward(self, views: Sequence[Tensor], token_ids: Tensor) -> DualEncoderOutput:
+        first, *others = [images.to(self._dtype) for images in views]
+        output: DualEncoderOutput = self._engine(first, token_ids, *others)
         return output
 
     def backward(self, loss: Tensor) -> None:

@@ -3,6 +3,7 @@
 `Engine` is the protocol that the loop speaks; DeepSpeed has its own file.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
@@ -33,7 +34,9 @@ class Engine(Protocol):
     description: str
     """Device, ranks and precision, for people."""
 
-    def forward(self, images: Tensor, token_ids: Tensor) -> DualEncoderOutput: ...
+    def forward(self, views: Sequence[Tensor], token_ids: Tensor) -> DualEncoderOutput:
+        """All views of a micro-batch of images, and its captions."""
+        ...
 
     def backward(self, loss: Tensor) -> None: ...
 
@@ -74,9 +77,9 @@ class TorchEngine:
         if world.size > 1:
             self._wrapped = DistributedDataParallel(model)
 
-    def forward(self, images: Tensor, token_ids: Tensor) -> DualEncoderOutput:
+    def forward(self, views: Sequence[Tensor], token_ids: Tensor) -> DualEncoderOutput:
         with self._autocast():
-            output: DualEncoderOutput = self._wrapped(images, token_ids)
+            output: DualEncoderOutput = self._wrapped(views[0], token_ids, *views[1:])
         return output
 
     def backward(self, loss: Tensor) -> None:

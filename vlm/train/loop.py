@@ -13,7 +13,8 @@ import yaml
 from rich.console import Console
 from torch import Tensor
 
-from vlm.data.augment import augment_images, draw_uniform
+from vlm.data.augment import augment_views
+from vlm.data.views import draw_views
 from vlm.distributed import World, any_rank
 from vlm.errors import CheckpointError, VlmError
 from vlm.files import write_text_whole
@@ -117,18 +118,25 @@ def _train_step(
     """Augment, forward, loss of the global batch, backward, clip and step."""
     # Dropout and the like: keyed by step and rank, so a resumed run draws the same numbers.
     torch.manual_seed((config.seed << 32) + step * world.size + world.rank)
-    draws = draw_uniform(seed=config.seed, step=step, global_batch=config.global_batch)
+    draws = draw_views(
+        seed=config.seed,
+        step=step,
+        global_batch=config.global_batch,
+        num_views=config.data.augment.views.total,
+    )
     own = slice(world.rank * len(batch.images), (world.rank + 1) * len(batch.images))
-    gray_levels = augment_images(
+    gray_levels = augment_views(
         batch.images.to(world.device, non_blocking=True),
-        draws[own],
+        draws[:, own],
         config.data.augment,
         size=config.image.size,
     )
-    images = normalise_images(gray_levels, config.image)
-    images = images.contiguous(memory_format=torch.channels_last)
+    views = [
+        normalise_images(view, config.image).contiguous(memory_format=torch.channels_last)
+        for view in gray_levels
+    ]
     token_ids = trim_padding(batch.token_ids).to(world.device, non_blocking=True)
-    output = parts.engine.forward(images, token_ids)
+    output = parts.engine.forward(views, token_ids)
     loss = global_loss(
         output,
         batch.group_ids.to(world.device),

@@ -27,6 +27,8 @@ def global_loss(
 ) -> LossOutput:
     """Gather the features of all ranks and sum the weighted loss terms.
 
+    Of several views of the images each gives a loss with the captions, and the total is their mean.
+
     Args:
         output: This rank's embeddings, logit scale and bias.
         group_ids: This rank's groups; equal groups are never negatives of each other.
@@ -36,19 +38,28 @@ def global_loss(
 
     Returns:
         The total and its statistics, with `modality_gap` (distance between the centroids of the
-        two modalities, 0 to 2) and `logit_scale` beside those of the terms.
+        two modalities, 0 to 2) and `logit_scale` beside those of the terms, all of the first view.
     """
-    both = torch.cat([output.image, output.text], dim=1).float()  # [batch 2*dim], one message
-    image, text = gather_rows_with_gradient(both, world).chunk(2, dim=1)
-    features = Features(
-        image=image,
-        text=text,
-        logit_scale=output.logit_scale.float(),
-        logit_bias=None if output.logit_bias is None else output.logit_bias.float(),
-        group_ids=gather_rows(group_ids, world),
-    )
-    result = total_loss(terms, features, progress=progress)
-    gap = (features.image.mean(dim=0) - features.text.mean(dim=0)).norm().detach()
-    scale = features.logit_scale.detach()[0]
-    statistics = {**result.statistics, "modality_gap": gap, "logit_scale": scale}
-    return LossOutput(total=result.total, statistics=statistics)
+    own = [output.text, output.image, *output.more_images]
+    # All in one message, [batch len(own)*dim].
+    gathered = gather_rows_with_gradient(torch.cat(own, dim=1).float(), world)
+    text, *views = gathered.chunk(len(own), dim=1)
+    scale = output.logit_scale.float()
+    bias = None if output.logit_bias is None else output.logit_bias.float()
+    groups = gather_rows(group_ids, world)
+    results = [
+        total_loss(
+            terms,
+            Features(image=image, text=text, logit_scale=scale, logit_bias=bias, group_ids=groups),
+            progress=progress,
+        )
+        for image in views
+    ]
+    gap = (views[0].mean(dim=0) - text.mean(dim=0)).norm().detach()
+    statistics = {
+        **results[0].statistics,
+        "modality_gap": gap,
+        "logit_scale": scale.detach()[0],
+    }
+    total = torch.stack([result.total for result in results]).mean()
+    return LossOutput(total=total, statistics=statistics)

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from vlm.data.augment import AugmentConfig, augment_images, draw_uniform
+from vlm.data.augment import AugmentConfig, augment_images, augment_views
+from vlm.data.views import draw_views
 
 
 def images(batch: int = 3, side: int = 16) -> torch.Tensor:
@@ -10,7 +11,7 @@ def images(batch: int = 3, side: int = 16) -> torch.Tensor:
 
 
 def draws(batch: int = 3, step: int = 0) -> torch.Tensor:
-    return draw_uniform(seed=0, step=step, global_batch=batch)
+    return draw_views(seed=0, step=step, global_batch=batch)[0]
 
 
 def test_the_default_changes_nothing_at_equal_size() -> None:
@@ -77,3 +78,94 @@ def test_draws_depend_on_the_step_alone() -> None:
 def test_an_impossible_range_is_refused() -> None:
     with pytest.raises(ValueError, match="min_scale"):
         AugmentConfig(min_scale=0)
+
+
+def test_the_numbers_of_the_first_view_stay_what_they_were() -> None:
+    # Runs that were started before views, blur and solarisation came go on with the same crops.
+    generator = torch.Generator().manual_seed((3 << 32) + 7)
+    first = torch.rand(5, 14, generator=generator)
+    for count in (1, 4):
+        drawn = draw_views(seed=3, step=7, global_batch=5, num_views=count)
+        assert drawn.shape == (count, 5, 15)
+        assert torch.equal(drawn[0, :, :14], first)
+        assert drawn.flatten().unique().numel() == drawn.numel()
+
+
+def place(side: int = 64) -> torch.Tensor:
+    """An image whose red is the column and whose green is the row."""
+    columns = torch.arange(side).expand(side, side)
+    return torch.stack([columns, columns.T, torch.zeros_like(columns)]).to(torch.uint8)
+
+
+@pytest.mark.parametrize(("area", "aspect"), [((0.08, 1.0), 0.2877), ((0.3, 0.3), 0.0)])
+def test_crops_by_area_lie_inside_and_have_the_area_and_aspect_asked_for(
+    area: tuple[float, float], aspect: float
+) -> None:
+    config = AugmentConfig(min_area=area[0], max_area=area[1], aspect=aspect, fill=255)
+    crops = augment_images(place().expand(500, -1, -1, -1), draws(500), config, size=16)
+    # A linear ramp keeps its slope: 16 pixels span the crop's side.
+    width = (crops[:, 0, 8, 11] - crops[:, 0, 8, 4]) / 7 * 16 / 64
+    height = (crops[:, 1, 11, 8] - crops[:, 1, 4, 8]) / 7 * 16 / 64
+    assert float(crops.max()) <= 63.01  # the fill, 255, is never seen
+    found = width * height
+    assert area[0] * 0.97 <= float(found.min())
+    assert float(found.max()) <= area[1] * 1.03
+    assert float((width / height).log().abs().max()) <= aspect + 0.02
+    # Uniform areas, and places from one edge to the other.
+    assert abs(float(found.mean()) - sum(area) / 2) < 0.03
+    centres = crops[:, 0].mean(dim=(1, 2)) / 63
+    assert abs(float(centres.mean()) - 0.5) < 0.02
+    assert float(centres.min()) < 0.35
+    assert float(centres.max()) > 0.65
+
+
+def test_blur_is_the_gaussian_of_the_drawn_width() -> None:
+    dot = torch.zeros(1, 3, 33, 33, dtype=torch.uint8)
+    dot[..., 16, 16] = 255
+    numbers = draws(1)
+    numbers[:, 13] = 1.0  # the widest
+    config = AugmentConfig(blur_probability=1.0, max_blur=2.0)
+    after = augment_images(dot, numbers, config, size=33)[0, 0]
+    offsets = torch.arange(-16, 17)
+    gaussian = torch.exp(-(offsets**2) / (2 * 2.0**2)) * (offsets.abs() <= 6)
+    gaussian = gaussian / gaussian.sum()
+    assert_close(after, 255 * gaussian[:, None] * gaussian[None, :], atol=1e-2, rtol=0)
+
+
+def test_blur_and_solarisation_touch_the_share_that_is_asked_for() -> None:
+    config = AugmentConfig(blur_probability=0.3, solarise_probability=0.2)
+    before = images(400)
+    after = augment_images(before, draws(400), config, size=16)
+    changed = (after - before.float()).abs().amax(dim=(1, 2, 3)) > 1
+    expected = 1 - 0.7 * 0.8
+    assert abs(float(changed.float().mean()) - expected) < 0.07
+
+
+def test_solarisation_turns_bright_levels_around() -> None:
+    levels = torch.arange(256).to(torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    after = augment_images(levels, draws(1), AugmentConfig(solarise_probability=1.0), size=16)
+    expected = torch.where(levels < 128, levels.float(), 255 - levels.float())
+    assert_close(after, expected, atol=2e-2, rtol=0)
+
+
+def test_views_are_full_ones_and_then_small_parts() -> None:
+    views = {"full": 2, "small": 3, "small_area": (0.05, 0.1), "small_size": 8}
+    config = AugmentConfig.model_validate({"min_scale": 0.8, "views": views})
+    batch = place().expand(6, -1, -1, -1)
+    numbers = draw_views(seed=0, step=0, global_batch=6, num_views=config.views.total)
+    found = augment_views(batch, numbers, config, size=16)
+    assert [tuple(view.shape) for view in found] == [(6, 3, 16, 16)] * 2 + [(6, 3, 8, 8)] * 3
+    assert torch.equal(found[0], augment_images(batch, numbers[0], config, size=16))
+    assert not torch.equal(found[0], found[1])
+    for view in found[2:]:
+        width = (view[:, 0, 4, 6] - view[:, 0, 4, 1]) / 5 * 8 / 64
+        assert float(width.max()) < 0.34  # the root of the largest area is 0.316
+
+
+def test_two_kinds_of_crop_at_once_are_refused() -> None:
+    with pytest.raises(ValueError, match="either min_area, or"):
+        AugmentConfig(min_area=0.5, shift=0.1)
+    with pytest.raises(ValueError, match="above max_area"):
+        AugmentConfig(min_area=0.5, max_area=0.4)
+    with pytest.raises(ValueError, match="small_area must rise"):
+        AugmentConfig.model_validate({"views": {"small_area": (0.5, 0.4)}})

@@ -92,3 +92,41 @@ def test_statistics_have_gap_and_scale() -> None:
     gap = (output.image.mean(0) - output.text.mean(0)).norm()
     assert_close(statistics["modality_gap"], gap.detach())
     assert float(statistics["logit_scale"]) == pytest.approx(1 / 0.07, rel=1e-5)
+
+
+def test_several_views_give_the_mean_of_the_losses_of_each() -> None:
+    images, token_ids, groups = inputs()
+    others = [images.flip(-1), images.flip(-2)]
+    terms = [TypeAdapter(LossTerm).validate_python(tree) for tree in LOSSES["sum"]]
+    model = build()
+    together = global_loss(
+        model(images, token_ids, *others), groups, terms, progress=0.5, world=World()
+    )
+    apart = [
+        global_loss(model(view, token_ids), groups, terms, progress=0.5, world=World())
+        for view in (images, *others)
+    ]
+    assert_close(together.total, torch.stack([loss.total for loss in apart]).mean())
+    # The figures of the log are those of the first view, as without others.
+    assert_close(together.statistics, apart[0].statistics)
+
+
+def views_loss(world: World) -> tuple[float, torch.Tensor]:
+    images, token_ids, groups = inputs()
+    own = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
+    model = build()
+    wrapped = DistributedDataParallel(model) if world.size > 1 else model
+    output = wrapped(images[own], token_ids[own], images.flip(-1)[own])
+    terms = [TypeAdapter(LossTerm).validate_python(tree) for tree in LOSSES["clip"]]
+    loss = global_loss(output, groups[own], terms, progress=0.5, world=world)
+    used = sum(0.0 * p.sum() for p in wrapped.parameters())
+    (loss.total + used).backward()
+    gradient = model.text.token_embedding.weight.grad
+    assert isinstance(gradient, torch.Tensor)
+    return float(loss.total.detach()), gradient.clone()
+
+
+def test_views_on_several_ranks_equal_one_process() -> None:
+    expected = views_loss(World())
+    for found in run_ranks(3, views_loss):
+        assert_close(found, expected)

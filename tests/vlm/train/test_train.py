@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,17 +132,18 @@ def test_two_runs_of_one_seed_are_bitwise_equal_and_other_seeds_are_not(tmp_path
         assert_same_weights(first, other)
 
 
+def forget_after_step_5(config: TrainConfig) -> None:
+    """As if the machine had died at step 9."""
+    for number in (10, 12):
+        shutil.rmtree(config.run_folder / "checkpoints" / f"step-{number:08d}")
+
+
 def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(tmp_path: Path) -> None:
     straight = configured(tmp_path, name="straight")
     run(straight)
     broken = configured(tmp_path, name="broken", keep_checkpoints=9)
     run(broken)
-    # Forget everything after step 5, as if the machine had died at step 9.
-    for number in (10, 12):
-        folder = broken.run_folder / "checkpoints" / f"step-{number:08d}"
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+    forget_after_step_5(broken)
     (broken.run_folder / "checkpoints" / ".draft-00000010").mkdir()
     assert run(broken, resume=True) == 12
     assert_same_weights(straight, broken)
@@ -382,3 +384,51 @@ def test_a_bad_sample_is_replaced_counted_and_written_down(tmp_path: Path) -> No
     (line,) = (config.run_folder / "quarantine.jsonl").read_text().splitlines()
     entry = json.loads(line)
     assert (entry["shard"], entry["key"]) == ("p-000002.tar", "torn")
+
+
+def test_a_mixture_trains_logs_its_shares_and_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "others", 40)
+    data = {
+        "sources": [
+            {"name": "many", "shards": str(tmp_path / "shards"), "weight": 3},
+            {"name": "few", "shards": str(tmp_path / "others"), "captions": {"tags": 1, "text": 0}},
+        ],
+        "curriculum": [{"from_step": 6, "weights": {"many": 1, "few": 3}}],
+        "stream": {"group_field": "concept"},
+    }
+    whole = configured(tmp_path, name="whole", data=data)
+    run(whole)
+    shares = {record["step"]: record["share/many"] for record in records(whole)}
+    assert shares[6] == pytest.approx(0.75, abs=0.03)
+    assert shares[12] == pytest.approx(0.5, abs=0.03)
+
+    halves = configured(tmp_path, name="halves", data=data, keep_checkpoints=9)
+    run(halves)
+    forget_after_step_5(halves)
+    run(halves, resume=True)
+    assert_same_weights(whole, halves)
+
+
+def test_several_views_train_and_resume_to_the_same_weights(tmp_path: Path) -> None:
+    data = tree(tmp_path)["data"]
+    data["augment"] = {
+        "min_area": 0.3, "aspect": 0.28, "blur_probability": 0.5, "solarise_probability": 0.2,
+        "views": {"full": 2, "small": 1},
+    }  # fmt: skip
+    data["stream"]["captions"] = {"templates": ["a drawing of {}"], "augment": {"repeat": 0.3}}
+    whole = configured(tmp_path, name="whole", data=data)
+    run(whole)
+    halves = configured(tmp_path, name="halves", data=data, keep_checkpoints=9)
+    run(halves)
+    forget_after_step_5(halves)
+    run(halves, resume=True)
+    assert_same_weights(whole, halves)
+
+
+def test_small_views_of_another_size_need_a_tower_that_reads_them(tmp_path: Path) -> None:
+    data = tree(tmp_path)["data"]
+    data["augment"] = {"views": {"small": 1, "small_size": 16}}
+    with pytest.raises(ConfigError, match="a vit tower reads 32 pixels only"):
+        configured(tmp_path, data=data)
+    model = {**TINY_MODEL, "image": {"type": "timm", "name": "resnet10t"}}
+    assert run(configured(tmp_path, data=data, model=model, steps=2)) == 2
