@@ -12,7 +12,7 @@ NPM := $(if $(shell command -v npm),,$(comma)npm)
 DATA := data/emoji
 RUN := runs/demo
 
-.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data clean browser help
+.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-serve clean browser help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -35,7 +35,7 @@ install-dev: .venv/.installed-dev ## the environment with the tools for tests an
 
 .venv/.installed-dev: .venv/.installed
 	@echo "installing the tools for tests and checks"
-	@$(PIP) -e '.[serve,deepspeed,dev,npm]'
+	@$(PIP) -e '.[serve,openvino,deepspeed,dev,npm]'
 	@touch $@
 
 $(DATA)/fetched.json: | .venv/.installed
@@ -76,6 +76,10 @@ bench-plan: .venv/.installed-dev ## the order of 10 billion samples on one of 4,
 bench-data: .venv/.installed-dev ## shards to batches against open_clip's pipeline, as JSON
 	@test -d build/photos || $(PIP) --no-deps --target build/photos scikit-image scikit-learn
 	@$(BIN)/python -m tests.bench.bench_data --photos build/photos --out build/bench-data.json
+
+bench-serve: .venv/.installed-dev ## our server against a plain one, same weights and client, as JSON
+	@mkdir -p build
+	@$(BIN)/python -m tests.bench.bench_serve --out build/bench-serve.json
 
 # The page is tested in a real Chromium. Without one, and without the right to install it, those
 # tests say so and are skipped.

@@ -12,16 +12,19 @@ from starlette.exceptions import HTTPException
 
 import vlm
 from serving.errors import BadInputError, NotFoundError, OverloadedError
+from serving.metrics import Metrics
 from serving.routes import routers
 from serving.routes.pages import static_mounts
 from serving.routes.state import Services
+from serving.routes.tensors import InferRequest
 from serving.schemas import ItemsRequest, Problem
 from serving.security import GuardMiddleware, problem_response
 from serving.services.embedding import Embedder
 from serving.services.retrieval import Retriever
 from serving.settings import ServingSettings
 from serving.stores import EmbeddedStore
-from vlm.inference import Encoder
+from vlm.inference import Encoder, load_bundle
+from vlm.inference.runtimes import Figures, default_cache, fastest_runtime, gated_runtime
 
 __all__ = ["create_app"]
 
@@ -35,14 +38,15 @@ def create_app(settings: ServingSettings) -> FastAPI:
     The bundle is loaded, verified and run once before the server is ready.
 
     Raises (at start):
-        BundleError: If the bundle cannot be loaded or trusted.
+        BundleError: If the bundle cannot be loaded or trusted, or the runtime asked for strays.
         FingerprintError: If the index holds another model's vectors.
     """
+    metrics = Metrics()
     app = FastAPI(
         title="vlm",
         version=vlm.__version__,
         description="Zero-shot classification, embeddings and cross-modal search.",
-        lifespan=_lifespan(settings),
+        lifespan=_lifespan(settings, metrics),
         docs_url=None,
         redoc_url=None,
         responses={
@@ -54,7 +58,7 @@ def create_app(settings: ServingSettings) -> FastAPI:
         app.include_router(router)
     for path, files in static_mounts().items():
         app.mount(path, files)
-    app.add_middleware(GuardMiddleware, settings=settings)
+    app.add_middleware(GuardMiddleware, settings=settings, metrics=metrics)
     for error_class in _STATUS:
         app.add_exception_handler(error_class, _serving_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -64,25 +68,44 @@ def create_app(settings: ServingSettings) -> FastAPI:
 
 
 def _lifespan(
-    settings: ServingSettings,
+    settings: ServingSettings, metrics: Metrics
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        encoder = Encoder.load(settings.bundle, device=settings.device)
+        encoder, figures = _load_encoder(settings)
         store = EmbeddedStore(settings.index, fingerprint=encoder.fingerprint, dim=encoder.dim)
-        embedder = Embedder(encoder, settings)
+        embedder = Embedder(encoder, settings, metrics)
         await embedder.check(seconds=None)  # warm up, and fail before anybody is sent here
         retriever = Retriever(embedder, store)
-        app.state.services = Services(settings=settings, embedder=embedder, retriever=retriever)
-        _log.info("ready", extra={"fingerprint": encoder.fingerprint[:12], "items": store.count()})
+        app.state.services = Services(
+            settings=settings,
+            embedder=embedder,
+            retriever=retriever,
+            metrics=metrics,
+            figures=figures,
+        )
+        facts = {"fingerprint": encoder.fingerprint, "runtime": encoder.runtime}
+        metrics.model.info({"name": encoder.info.name, **facts})
+        _log.info("ready", extra={**facts, "items": store.count()})
         yield
         embedder.close()
 
     return lifespan
 
 
+def _load_encoder(settings: ServingSettings) -> tuple[Encoder, tuple[Figures, ...]]:
+    """The bundle in the runtime asked for; its torch model is let go where another one computes."""
+    bundle = load_bundle(settings.bundle)
+    cache = settings.runtimes or default_cache(settings.bundle)
+    if settings.runtime == "auto":
+        choice = fastest_runtime(bundle, device=settings.device, cache=cache)
+    else:
+        choice = gated_runtime(settings.runtime, bundle, device=settings.device, cache=cache)
+    return Encoder(bundle, runtime=choice.runtime), choice.figures
+
+
 async def _serving_error(request: Request, error: Exception) -> JSONResponse:
-    return problem_response(_STATUS[type(error)], str(error), request.state.request_id)
+    return problem_response(_STATUS[type(error)], str(error), request.scope)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -91,13 +114,13 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
         f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}"
         for detail in error.errors()
     ]
-    return problem_response(422, "; ".join(lines), request.state.request_id)
+    return problem_response(422, "; ".join(lines), request.scope)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
-    return problem_response(error.status_code, str(error.detail), request.state.request_id, headers)
+    return problem_response(error.status_code, str(error.detail), request.scope, headers)
 
 
 def _describe_hidden_schemas(app: FastAPI) -> None:
@@ -107,9 +130,10 @@ def _describe_hidden_schemas(app: FastAPI) -> None:
     def openapi() -> dict[str, object]:
         document = build()
         schemas = document["components"]["schemas"]
-        tree = ItemsRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(tree.pop("$defs", {}))
-        schemas["ItemsRequest"] = tree
+        for schema in (ItemsRequest, InferRequest):
+            tree = schema.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(tree.pop("$defs", {}))
+            schemas[schema.__name__] = tree
         return document
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend it

@@ -5,18 +5,28 @@ a busy one gets full batches, so the wait adapts to the load by itself.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from serving.errors import OverloadedError
+from serving.metrics import Metrics
 
 __all__ = ["MicroBatcher"]
 
 ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True)
+class _Waiting(Generic[ItemT]):
+    item: ItemT
+    future: "asyncio.Future[np.ndarray]"
+    since: float = field(default_factory=time.perf_counter)
 
 
 class MicroBatcher(Generic[ItemT]):
@@ -27,6 +37,8 @@ class MicroBatcher(Generic[ItemT]):
         executor: The one worker of the device; several batchers may share it.
         max_batch: Most items of one call of `encode`.
         max_waiting: Most items in the queue; a caller that would exceed it is refused.
+        tower: What the batches are called in the metrics.
+        metrics: Where sizes and times are told.
     """
 
     def __init__(
@@ -36,13 +48,20 @@ class MicroBatcher(Generic[ItemT]):
         executor: Executor,
         max_batch: int,
         max_waiting: int,
+        tower: str = "item",
+        metrics: Metrics | None = None,
     ) -> None:
         self._encode = encode
         self._executor = executor
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._waiting: deque[tuple[ItemT, asyncio.Future[np.ndarray]]] = deque()
+        self._waiting: deque[_Waiting[ItemT]] = deque()
         self._worker: asyncio.Task[None] | None = None
+        metrics = Metrics() if metrics is None else metrics
+        metrics.queue_items.labels(tower).set_function(lambda: len(self._waiting))
+        self._batch_items = metrics.batch_items.labels(tower)
+        self._wait_seconds = metrics.stages.labels("wait")
+        self._model_seconds = metrics.stages.labels(tower)
 
     async def rows(self, items: Sequence[ItemT]) -> np.ndarray:
         """One row an item, in order.
@@ -58,7 +77,7 @@ class MicroBatcher(Generic[ItemT]):
             raise OverloadedError(message)
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in items]
-        self._waiting.extend(zip(items, futures, strict=True))
+        self._waiting.extend(map(_Waiting, items, futures))
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work())
         return np.stack(await asyncio.gather(*futures))
@@ -66,20 +85,21 @@ class MicroBatcher(Generic[ItemT]):
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while batch := self._next_batch():
-            items = [item for item, _ in batch]
+            items = [waiting.item for waiting in batch]
             try:
                 rows = await loop.run_in_executor(self._executor, self._encoded, items)
             except Exception as error:  # noqa: BLE001 - handed to everyone who waits for this batch
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
+                for waiting in batch:
+                    if not waiting.future.done():
+                        waiting.future.set_exception(error)
                 continue
-            for (_, future), row in zip(batch, rows, strict=True):
-                if not future.done():
-                    future.set_result(row)
+            for waiting, row in zip(batch, rows, strict=True):
+                if not waiting.future.done():
+                    waiting.future.set_result(row)
 
     def _encoded(self, items: Sequence[ItemT]) -> np.ndarray:
-        rows = self._encode(items)
+        with self._model_seconds.time():
+            rows = self._encode(items)
         if len(rows) != len(items):
             message = f"the model returned {len(rows)} rows for {len(items)} items"
             raise RuntimeError(message)
@@ -87,15 +107,19 @@ class MicroBatcher(Generic[ItemT]):
 
     def _has_room(self, count: int) -> bool:
         if len(self._waiting) + count > self._max_waiting:
-            self._waiting = deque(pair for pair in self._waiting if not pair[1].cancelled())
+            self._waiting = deque(w for w in self._waiting if not w.future.cancelled())
         # One request may exceed the queue when nothing else waits, or it could never be served.
         return not self._waiting or len(self._waiting) + count <= self._max_waiting
 
-    def _next_batch(self) -> list[tuple[ItemT, asyncio.Future[np.ndarray]]]:
+    def _next_batch(self) -> list[_Waiting[ItemT]]:
         """Up to `max_batch` items whose callers still wait."""
-        batch: list[tuple[ItemT, asyncio.Future[np.ndarray]]] = []
+        now = time.perf_counter()
+        batch: list[_Waiting[ItemT]] = []
         while self._waiting and len(batch) < self._max_batch:
-            item, future = self._waiting.popleft()
-            if not future.cancelled():
-                batch.append((item, future))
+            waiting = self._waiting.popleft()
+            if not waiting.future.cancelled():
+                batch.append(waiting)
+                self._wait_seconds.observe(now - waiting.since)
+        if batch:
+            self._batch_items.observe(len(batch))
         return batch

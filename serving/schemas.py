@@ -18,8 +18,11 @@ __all__ = [
     "ItemIn",
     "ItemOut",
     "ItemsRequest",
+    "ModelEntry",
     "ModelOut",
+    "ModelsOut",
     "Problem",
+    "RuntimeOut",
     "SearchRequest",
     "SearchResponse",
 ]
@@ -194,6 +197,7 @@ class ItemOut(_Schema):
 class ModelOut(_Schema):
     name: str
     fingerprint: str
+    runtime: str
     dim: int
     logit_scale: float
     logit_bias: float | None
@@ -201,3 +205,36 @@ class ModelOut(_Schema):
     context_length: int
     metrics: dict[str, Any]
     provenance: dict[str, Any]
+
+
+class RuntimeOut(_Schema):
+    """One way to compute the model, as measured on this machine against torch in fp32."""
+
+    name: str
+    image_cosine: float | None = None
+    text_cosine: float | None = None
+    top1_agreement: float | None = None
+    num_pairs: int | None = None
+    calibration: str | None = None
+    images_per_second: float | None
+    texts_per_second: float | None
+    refused: str | None
+    """Why it may not answer."""
+
+
+class ModelEntry(_Schema):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "vlm"
+    fingerprint: str
+    dim: int
+    runtime: str
+    """What computes."""
+    runtimes: list[RuntimeOut]
+    """What was considered, the fastest first; none where torch in fp32 was asked for."""
+
+
+class ModelsOut(_Schema):
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]

@@ -8,6 +8,7 @@ import http
 import logging
 import secrets
 import sys
+import time
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,13 +16,15 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ServingError
+from serving.metrics import REFUSALS, Metrics
 from serving.settings import ServingSettings
 from vlm.errors import VlmError
 
 __all__ = ["GuardMiddleware", "problem_response"]
 
-_OPEN_PATHS = ("/healthz", "/readyz")
+_OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_METHODS = (*_SAFE_METHODS, "POST", "PUT", "PATCH", "DELETE")
 _HEADERS = {
     "content-security-policy": (
         "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
@@ -44,16 +47,20 @@ _log = logging.getLogger("serving")
 
 
 def problem_response(
-    status: int, detail: str, request_id: str, headers: dict[str, str] | None = None
+    status: int, detail: str, scope: Scope, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """RFC 9457 problem details."""
+    """RFC 9457 problem details; under `/v2` with what the open inference protocol asks for."""
+    is_open_inference = scope["path"].startswith("/v2")
+    status = 400 if is_open_inference and status == 422 else status
     body = {
         "type": "about:blank",
         "title": http.HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
-        "request_id": request_id,
+        "request_id": scope["state"]["request_id"],
     }
+    if is_open_inference:
+        body["error"] = detail
     merged = {**_HEADERS_OF_STATUS.get(status, {}), **(headers or {})}
     return JSONResponse(body, status, merged, media_type="application/problem+json")
 
@@ -64,10 +71,14 @@ class GuardMiddleware:
     Args:
         app: The application inside.
         settings: Body limits, hashed keys, names of this host.
+        metrics: Where requests and refusals are told.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServingSettings) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ServingSettings, metrics: Metrics | None = None
+    ) -> None:
         self._app = app
+        self._metrics = Metrics() if metrics is None else metrics
         self._digests = settings.api_key_sha256
         self._host_names = settings.host_names
         self.max_body_bytes = settings.max_body_bytes
@@ -82,13 +93,23 @@ class GuardMiddleware:
         request_id = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         exchange = _Exchange(self, receive, send, request_id)
+        start = time.perf_counter()
         exchange.refusal = self._refusal(scope, Headers(scope=scope))
         if exchange.refusal is None:
             await self._run(scope, exchange)
         if exchange.refusal is not None and not exchange.started:
             status, detail = exchange.refusal
             exchange.refusal = None
-            await problem_response(status, detail, request_id)(scope, receive, exchange.send)
+            await problem_response(status, detail, scope)(scope, receive, exchange.send)
+        self._tell(scope, exchange.status, time.perf_counter() - start)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        # Only names that this server knows become labels: no client can make them without end.
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(method, route, str(status)).observe(seconds)
+        if status in REFUSALS:
+            self._metrics.refusals.labels(str(status)).inc()
 
     async def _run(self, scope: Scope, exchange: "_Exchange") -> None:
         try:
@@ -149,6 +170,7 @@ class _Exchange:
         self.request_id = request_id
         self.received_bytes = 0
         self.started = False
+        self.status = 0
         self.refusal: tuple[int, str] | None = None
 
     async def receive(self) -> Message:
@@ -169,6 +191,7 @@ class _Exchange:
             return  # what a route makes of the broken body; the refusal is sent in its place
         if message["type"] == "http.response.start":
             self.started = True
+            self.status = message["status"]
             outgoing = MutableHeaders(scope=message)
             outgoing["x-request-id"] = self.request_id
             for name, value in _HEADERS.items():

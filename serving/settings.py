@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -23,6 +23,13 @@ class ServingSettings(Config):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     device: str = "cpu"
+    runtime: Literal[
+        "auto", "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-int8"
+    ] = "torch-fp32"
+    """What computes. `auto` measures at the first start and takes the fastest of those that pass
+    the parity gate; any but `torch-fp32` must pass it."""
+    runtimes: Path | None = None
+    """Folder of exported runtimes and their figures; none: `runtimes` beside the bundle."""
     api_key_sha256: list[str] = []
     """SHA-256, in hex, of each key that may be used; with none, no key is asked for."""
     allowed_hosts: list[str] = []

@@ -1,14 +1,27 @@
 """The wire: one resource a file."""
 
-from serving.routes import classify, embeddings, health, items, pages, search
+from serving.routes import (
+    classify,
+    embeddings,
+    health,
+    items,
+    kserve,
+    metrics,
+    pages,
+    search,
+    similarity,
+)
 
 __all__ = ["routers"]
 
 routers = (
     classify.router,
     embeddings.router,
+    similarity.router,
     search.router,
     items.router,
+    kserve.router,
     health.router,
+    metrics.router,
     pages.router,
 )

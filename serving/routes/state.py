@@ -6,9 +6,11 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from serving.errors import BadInputError
+from serving.metrics import Metrics
 from serving.services.embedding import Embedder
 from serving.services.retrieval import Retriever
 from serving.settings import ServingSettings
+from vlm.inference.runtimes import Figures
 
 __all__ = ["Services", "ServicesDep", "refuse_more_than"]
 
@@ -20,6 +22,9 @@ class Services:
     settings: ServingSettings
     embedder: Embedder
     retriever: Retriever
+    metrics: Metrics
+    figures: tuple[Figures, ...] = ()
+    """Of the runtimes that were considered, the fastest first."""
 
 
 def _services(request: Request) -> Services:

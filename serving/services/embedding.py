@@ -12,6 +12,7 @@ from PIL import Image
 
 from serving.batching import MicroBatcher
 from serving.errors import BadInputError
+from serving.metrics import Metrics
 from serving.settings import ServingSettings
 from vlm.errors import DataError
 from vlm.inference import BundleInfo, Encoder
@@ -38,10 +39,15 @@ class Embedder:
     Args:
         encoder: The bundle's two towers.
         settings: Limits and pool sizes.
+        metrics: Where sizes and times are told.
     """
 
-    def __init__(self, encoder: Encoder, settings: ServingSettings) -> None:
+    def __init__(
+        self, encoder: Encoder, settings: ServingSettings, metrics: Metrics | None = None
+    ) -> None:
         self._encoder = encoder
+        metrics = Metrics() if metrics is None else metrics
+        self._decode_seconds = metrics.stages.labels("decode")
         self._tokenize = build_tokenizer(encoder.info.tokenizer)
         self._max_pixels = settings.max_image_pixels
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
@@ -52,13 +58,22 @@ class Embedder:
             executor=self._device,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
+            tower="image",
+            metrics=metrics,
         )
         self._texts: MicroBatcher[str] = MicroBatcher(
             encoder.encode_texts,
             executor=self._device,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
+            tower="text",
+            metrics=metrics,
         )
+
+    @property
+    def runtime(self) -> str:
+        """The name of what computes."""
+        return self._encoder.runtime
 
     @property
     def info(self) -> BundleInfo:
@@ -97,14 +112,18 @@ class Embedder:
         rows = dict(zip(distinct, await self._texts.rows(distinct), strict=True))
         return np.stack([rows[text] for text in texts])
 
-    async def mixed_rows(self, inputs: Sequence[str]) -> np.ndarray:
+    async def mixed_rows(self, inputs: Sequence[str], *, field: str = "input") -> np.ndarray:
         """Unit rows of texts and of images given as `data:image/…;base64,` URLs, in order.
+
+        Args:
+            inputs: At least one.
+            field: What messages call them.
 
         Raises:
             BadInputError: If a data URL is not base64 or not an image.
         """
         is_image = np.array([is_image_url(text) for text in inputs])
-        files = {f"input.{n}": t for n, t in enumerate(inputs) if is_image[n]}
+        files = {f"{field}.{n}": t for n, t in enumerate(inputs) if is_image[n]}
         texts = [text for text, image in zip(inputs, is_image, strict=True) if not image]
         pictures = await self.prepare(files)
         rows = np.empty((len(inputs), self.info.dim), np.float32)
@@ -140,6 +159,10 @@ class Embedder:
         self._device.shutdown()
 
     def _prepare_one(self, field: str, data: bytes | str, with_thumbnail: bool) -> Picture:
+        with self._decode_seconds.time():
+            return self._picture(field, data, with_thumbnail)
+
+    def _picture(self, field: str, data: bytes | str, with_thumbnail: bool) -> Picture:
         try:
             file = _data_url_bytes(data) if isinstance(data, str) else data
             image = decode_image(

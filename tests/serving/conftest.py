@@ -26,6 +26,7 @@ class Server:
     """`python -m serving SETTINGS` on a free port of loopback, ready when this returns."""
 
     def __init__(self, *settings: str) -> None:
+        self.settings = settings
         command = [sys.executable, "-m", "serving", "port=0", *settings]
         environment = {k: v for k, v in os.environ.items() if k != "VLM_SERVING_CONFIG"}
         self.process = subprocess.Popen(

@@ -9,7 +9,7 @@ README = Path("serving/README.md").read_text(encoding="utf-8")
 
 def test_every_route_is_shown_with_a_curl(client: TestClient) -> None:
     for path, methods in client.get("/openapi.json").json()["paths"].items():
-        shown = f"localhost:8000{path.replace('{item_id}', 'my-apple')}"
+        shown = f"localhost:8000{path.replace('{item_id}', 'my-apple').replace('{name}', 'demo')}"
         for method in methods:
             prefix = "curl -X DELETE" if method == "delete" else "curl"
             assert f"{prefix} {shown}" in README

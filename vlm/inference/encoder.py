@@ -4,18 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vlm.inference.bundle import Bundle, BundleInfo, load_bundle
-from vlm.preprocess import (
-    Pixels,
-    build_tokenizer,
-    normalise_images,
-    resize_image,
-    trim_padding,
-)
+from vlm.inference.runtimes.protocol import Runtime
+from vlm.inference.runtimes.pytorch import TorchRuntime
+from vlm.preprocess import Pixels, build_tokenizer, resize_image, trim_padding
 
 __all__ = ["Encoder"]
 
@@ -31,19 +26,32 @@ class Encoder:
         bundle: A loaded bundle.
         device: Where to compute, e.g. `cpu` or `cuda:0`.
         batch_size: Most rows of one forward pass.
+        runtime: What computes in place of torch in fp32, see `vlm.inference.runtimes`; the
+            bundle's own model is then not kept.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "cpu",
+        batch_size: int = 64,
+        runtime: Runtime | None = None,
+    ) -> None:
         self.info: BundleInfo = bundle.info
-        self._device = torch.device(device)
         self._batch_size = batch_size
-        self._model = bundle.model.to(self._device)
+        self._runtime = runtime or TorchRuntime(bundle.model, bundle.info.image, device=device)
         self._tokenize = build_tokenizer(bundle.info.tokenizer)
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "cpu") -> "Encoder":
         """Load the bundle in `folder`; see `load_bundle` for the errors."""
         return cls(load_bundle(folder), device=device)
+
+    @property
+    def runtime(self) -> str:
+        """The name of what computes, e.g. `torch-fp32`."""
+        return self._runtime.name
 
     @property
     def fingerprint(self) -> str:
@@ -71,22 +79,17 @@ class Encoder:
         """The pixels of one image as the model reads them; needs no model, so any thread."""
         return resize_image(image, self.info.image)
 
-    @torch.inference_mode()
     def encode_pixels(self, pixels: UInt8[np.ndarray, "batch channel height width"]) -> Embeddings:
         """Embed one batch of stacked `prepare_image` results."""
-        tensor = torch.from_numpy(pixels).to(self._device)
-        floats = normalise_images(tensor, self.info.image)
-        floats = floats.contiguous(memory_format=torch.channels_last)
-        return self._model.encode_image(floats).cpu().numpy()
+        return self._runtime.image_rows(pixels)
 
-    @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         """Embed captions; those beyond the context length are cut."""
         if not texts:
             return np.empty((0, self.dim), np.float32)
         token_ids = self._tokenize(list(texts))
         parts = [
-            self._model.encode_text(trim_padding(chunk).to(self._device)).cpu().numpy()
+            self._runtime.text_rows(trim_padding(chunk).numpy())
             for chunk in token_ids.split(self._batch_size)
         ]
         return np.concatenate(parts)

@@ -158,7 +158,7 @@ def _text_features(tower: Any, token_ids: Int64[Tensor, "batch token"]) -> Tenso
     hidden = tower.token_embedding(token_ids) + tower.positional_embedding[:length]
     hidden = tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length])
     ends = token_ids.argmax(dim=1)  # the end mark has the highest id
-    pooled = tower.ln_final(hidden[torch.arange(len(hidden), device=hidden.device), ends])
+    pooled = tower.ln_final(hidden[torch.arange(hidden.shape[0], device=hidden.device), ends])
     if isinstance(tower.text_projection, nn.Linear):
         return tower.text_projection(pooled)
     return pooled if tower.text_projection is None else pooled @ tower.text_projection

@@ -11,7 +11,7 @@ from tests.serving.wire import JSON, picture, problem
 from vlm.inference import Encoder
 
 
-@pytest.mark.parametrize("path", ["classify", "embeddings", "search", "items"])
+@pytest.mark.parametrize("path", ["classify", "embeddings", "search", "similarity", "items"])
 def test_a_body_that_is_not_understood_gets_told_what_is(client: TestClient, path: str) -> None:
     deep = "[" * 100_000
     for text in ("{", "[]", "null", "1e5", deep):
@@ -65,6 +65,7 @@ def test_the_openapi_document_resolves_and_names_every_route(client: TestClient)
     document = client.get("/openapi.json").json()
     assert {
         "/healthz",
+        "/metrics",
         "/readyz",
         "/v1/classify",
         "/v1/embeddings",
@@ -72,7 +73,15 @@ def test_the_openapi_document_resolves_and_names_every_route(client: TestClient)
         "/v1/items/{item_id}",
         "/v1/items/{item_id}/thumbnail",
         "/v1/model",
+        "/v1/models",
         "/v1/search",
+        "/v1/similarity",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/{name}",
+        "/v2/models/{name}/infer",
+        "/v2/models/{name}/ready",
     } == set(document["paths"])
     schemas = document["components"]["schemas"]
     references = [

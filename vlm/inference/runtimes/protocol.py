@@ -1,0 +1,33 @@
+"""What a runtime is: two towers as functions of arrays, however they are computed."""
+
+from typing import Final, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int64, UInt8
+
+__all__ = ["REFERENCE", "Pixels", "Rows", "Runtime", "RuntimeName", "TokenIds"]
+
+RuntimeName = Literal["torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-int8"]
+"""Library and precision of the matrix products."""
+REFERENCE: Final = "torch-fp32"
+"""The runtime that training and evaluation use, and all others are compared with."""
+
+Pixels = UInt8[np.ndarray, "batch channel height width"]
+TokenIds = Int64[np.ndarray, "batch token"]
+Rows = Float[np.ndarray, "batch dim"]
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """Batches of any size to float32 unit rows; calls from several threads are safe."""
+
+    @property
+    def name(self) -> RuntimeName: ...
+
+    def image_rows(self, pixels: Pixels) -> Rows:
+        """Embed gray levels 0 to 255, as `vlm.preprocess.resize_image` makes them."""
+        ...
+
+    def text_rows(self, token_ids: TokenIds) -> Rows:
+        """Embed token ids, which may be trimmed to the longest text of the batch."""
+        ...
