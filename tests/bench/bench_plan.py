@@ -1,21 +1,29 @@
 """What one rank of a very large run pays for its plan: `make bench-plan`.
 
 Simulates one rank of 4,096 over 10 billion samples in 1 million shards, at a global batch of
-32,768, for ten tiles in the middle of an epoch. Against it, the usual way of shuffling exactly: a
-permutation of all rows in memory, whose size is computed, not allocated. Prints one JSON object.
+32,768, for ten tiles in the middle of an epoch. The manifest is opened from disk as in training: a
+table of 1 million shards, and an index of 400 GB that is one hole, so that it takes no room; a
+batch includes looking up shard and index entry of each of its samples. Against it, the usual way
+of shuffling exactly: a permutation of all rows in memory, whose size is computed, not allocated.
+Prints one JSON object.
 
 Read amplification is bytes fetched over bytes used when every run is fetched whole, in one ranged
 read, and dropped when its tile ends; samples are taken as equally long.
 """
 
 import json
+import multiprocessing
 import resource
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 
+from vlm.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, open_manifest, shard_dtype
 from vlm.data.plan import Plan
+from vlm.data.scan import INDEX_DTYPE
 
 NUM_SAMPLES = 10**10
 NUM_SHARDS = 10**6
@@ -25,10 +33,32 @@ RUN_LENGTH = 64
 RANK = 1234
 
 
-def measure(run_length: int, *, num_tiles: int) -> dict[str, float]:
+def write_manifest(folder: Path) -> None:
+    """What `vlm data index` would leave, but for the entries of samples, which are a hole."""
+    table = np.zeros(NUM_SHARDS, dtype=shard_dtype(name_bytes=16))
+    table["name"] = [f"part-{number:07d}.tar".encode() for number in range(NUM_SHARDS)]
+    table["num_samples"] = NUM_SAMPLES // NUM_SHARDS
+    np.save(folder / "shards.npy", table)
+    with (folder / "index.npy").open("wb") as file:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(INDEX_DTYPE),
+            "fortran_order": False,
+            "shape": (NUM_SAMPLES,),
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + NUM_SAMPLES * INDEX_DTYPE.itemsize)
+    tree = {"version": FORMAT_VERSION, "fingerprint": "0" * 64, "num_samples": NUM_SAMPLES}
+    (folder / MANIFEST_NAME).write_text(json.dumps(tree))
+
+
+def measure(manifest: Manifest, run_length: int, *, num_tiles: int) -> dict[str, float]:
     """Time, ranged reads and amplification of one rank."""
-    plan = Plan(num_samples=NUM_SAMPLES, global_batch=GLOBAL_BATCH, seed=0, run_length=run_length)
-    ends = np.arange(1, NUM_SHARDS + 1, dtype=np.int64) * (NUM_SAMPLES // NUM_SHARDS)
+    plan = Plan(
+        num_samples=manifest.num_samples,
+        global_batch=GLOBAL_BATCH,
+        seed=0,
+        run_length=run_length,
+    )
     steps_a_tile = RUN_LENGTH
     tile = NUM_SAMPLES // (GLOBAL_BATCH * steps_a_tile) // 2
     start = tile * steps_a_tile
@@ -36,7 +66,8 @@ def measure(run_length: int, *, num_tiles: int) -> dict[str, float]:
     for step in range(start, start + num_tiles * steps_a_tile):
         begin = time.perf_counter()
         batch = plan.rank_rows(step, rank=RANK, size=NUM_RANKS)
-        np.searchsorted(ends, batch, side="right")  # the shards to read from
+        for row in batch.tolist():
+            manifest.locate(row)
         seconds.append(time.perf_counter() - begin)
         rows.append(batch)
     used = np.concatenate(rows)
@@ -52,15 +83,25 @@ def measure(run_length: int, *, num_tiles: int) -> dict[str, float]:
 
 
 def main() -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ours = measure(RUN_LENGTH, num_tiles=10)
-    shuffled = measure(1, num_tiles=10)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # In a process of its own, so that its memory is not counted.
+        writer = multiprocessing.get_context("spawn").Process(target=write_manifest, args=(folder,))
+        writer.start()
+        writer.join()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        begin = time.perf_counter()
+        manifest = open_manifest(folder)
+        opened = time.perf_counter() - begin
+        ours = measure(manifest, RUN_LENGTH, num_tiles=10)
+        shuffled = measure(manifest, 1, num_tiles=10)
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result = {
         "num_samples": NUM_SAMPLES,
         "num_shards": NUM_SHARDS,
         "num_ranks": NUM_RANKS,
         "global_batch": GLOBAL_BATCH,
+        "seconds_to_open_manifest": round(opened, 3),
         "runs_of_64": ours,
         "single_rows": shuffled,
         "memory_added_mib": round((after - before) / 1024, 1),

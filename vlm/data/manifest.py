@@ -28,6 +28,7 @@ from vlm.errors import DataError
 from vlm.files import file_sha256, open_whole, write_text_whole
 
 __all__ = [
+    "FORMAT_VERSION",
     "MANIFEST_NAME",
     "TABLE_NAMES",
     "Manifest",
@@ -36,6 +37,7 @@ __all__ = [
     "indexed_shards",
     "open_manifest",
     "read_manifest_tree",
+    "shard_dtype",
 ]
 
 FORMAT_VERSION: Final = 2
@@ -269,17 +271,21 @@ def _scan(path: Path) -> tuple[ShardInfo, np.ndarray]:
     return info, entries
 
 
-def _save_shards(path: Path, shards: list[ShardInfo]) -> None:
-    names = [os.fsencode(shard.name) for shard in shards]
-    dtype = np.dtype(
+def shard_dtype(*, name_bytes: int) -> np.dtype[Any]:
+    """Rows of `shards.npy`, whose names have up to `name_bytes` bytes."""
+    return np.dtype(
         [
-            ("name", f"S{max(map(len, names))}"),
+            ("name", f"S{name_bytes}"),
             ("num_samples", "<i8"),
             ("num_bytes", "<i8"),
             ("sha256", "u1", (32,)),
         ]
     )
-    table = np.zeros(len(shards), dtype=dtype)
+
+
+def _save_shards(path: Path, shards: list[ShardInfo]) -> None:
+    names = [os.fsencode(shard.name) for shard in shards]
+    table = np.zeros(len(shards), dtype=shard_dtype(name_bytes=max(map(len, names))))
     for row, name, shard in zip(table, names, shards, strict=True):
         digest = np.frombuffer(bytes.fromhex(shard.sha256), dtype=np.uint8)
         row["name"], row["sha256"] = name, digest

@@ -26,7 +26,7 @@ INDEX_DTYPE: Final = np.dtype(
 
 
 # Captions may be in the metadata; see `captions.py`.
-_NEEDED: Final = {("image",): IMAGE_EXTENSIONS, ("text", "json"): ("txt", "json")}
+_NEEDED: Final = (({"image"}, IMAGE_EXTENSIONS), ({"text", "json"}, ("txt", "json")))
 
 
 def scan_shard(path: Path) -> np.ndarray:
@@ -112,11 +112,11 @@ def split_member_name(name: str) -> tuple[str, str | None]:
 
 def _entry(path: Path, key: str, members: dict[str, tarfile.TarInfo]) -> tuple[int, ...]:
     offset = min(member.offset for member in members.values())
-    for part, extensions in _NEEDED.items():
-        if not members.keys() & part:
+    for parts, extensions in _NEEDED:
+        if not members.keys() & parts:
             message = (
-                f"{path}: sample {key!r} at byte {offset} has no {' or '.join(part)}; it needs "
-                f"{key}.{'|'.join(extensions)}; {_mend(path)}"
+                f"{path}: sample {key!r} at byte {offset} has no {' or '.join(sorted(parts))}; "
+                f"it needs {key}.{'|'.join(extensions)}; {_mend(path)}"
             )
             raise DataError(message)
     fields = [sample_id(path.name, key), offset]

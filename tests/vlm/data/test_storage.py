@@ -121,7 +121,7 @@ PNG = drawn_samples(1)[0].image
 @pytest.mark.parametrize(
     ("members", "said"),
     [
-        ([("a.png", PNG)], "sample 'a' at byte 0 has no text or json"),
+        ([("a.png", PNG)], "sample 'a' at byte 0 has no json or text"),
         ([("a.txt", b"x")], "sample 'a' at byte 0 has no image"),
         ([("a.png", PNG), ("a.txt", b"x"), ("a.jpg", PNG)], "key 'a' comes again"),
         (

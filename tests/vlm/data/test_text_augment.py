@@ -104,7 +104,8 @@ def test_a_share_of_captions_is_changed() -> None:
 def test_synonyms_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="need synonyms"):
         config(replace=0.1)
-    for tree in ([], {"dog": "hound"}, {"dog": [1]}):
+    wrong: list[Any] = [[], {"dog": "hound"}, {"dog": [1]}]
+    for tree in wrong:
         path = synonyms(tmp_path, tree).rename(tmp_path / f"{len(str(tree))}.json")
         with pytest.raises(DataError, match="expected a JSON object of words and lists"):
             changed(config(replace=0.1, synonyms=path), 1)

@@ -121,7 +121,7 @@ def views_loss(world: World) -> tuple[float, torch.Tensor]:
     loss = global_loss(output, groups[own], terms, progress=0.5, world=world)
     used = sum(0.0 * p.sum() for p in wrapped.parameters())
     (loss.total + used).backward()
-    gradient = model.text.token_embedding.weight.grad
+    gradient = dict(model.named_parameters())["text.token_embedding.weight"].grad
     assert isinstance(gradient, torch.Tensor)
     return float(loss.total.detach()), gradient.clone()
 
@@ -129,4 +129,4 @@ def views_loss(world: World) -> tuple[float, torch.Tensor]:
 def test_views_on_several_ranks_equal_one_process() -> None:
     expected = views_loss(World())
     for found in run_ranks(3, views_loss):
-        assert_close(found, expected)
+        assert_close(found, expected, rtol=1e-5, atol=1e-6)  # losses are float32
