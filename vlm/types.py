@@ -5,6 +5,7 @@ Axis words used in shape annotations everywhere:
     batch         samples of one micro-batch on one rank
     global_batch  samples of all ranks together
     dim           width of the embedding
+    teacher_dim   width of a frozen teacher's embedding
     token         positions of a tokenized caption
     vocab         entries of the tokenizer's vocabulary
     channel height width   of an image
@@ -58,6 +59,28 @@ class Features:
     logit_scale: Float[Tensor, "1"]
     logit_bias: Float[Tensor, "1"] | None
     group_ids: Int64[Tensor, " global_batch"]
+    teacher_image: Float[Tensor, "global_batch teacher_dim"] | None = None
+    """Unit rows of a frozen teacher, where the run has one; no gradient."""
+    teacher_text: Float[Tensor, "global_batch teacher_dim"] | None = None
+    teacher_logit_scale: Float[Tensor, "1"] | None = None
+
+    def require_teacher(
+        self, term: str
+    ) -> tuple[
+        Float[Tensor, "global_batch teacher_dim"],
+        Float[Tensor, "global_batch teacher_dim"],
+        Float[Tensor, "1"],
+    ]:
+        """The teacher's images, captions and logit scale.
+
+        Raises:
+            ValueError: If the run has no teacher; `term` names who asked.
+        """
+        image, text, scale = self.teacher_image, self.teacher_text, self.teacher_logit_scale
+        if image is None or text is None or scale is None:
+            message = f"{term} needs the embeddings of a teacher, and there is none"
+            raise ValueError(message)
+        return image, text, scale
 
 
 @dataclass(frozen=True, kw_only=True)

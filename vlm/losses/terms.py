@@ -7,10 +7,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from vlm.losses.consistency import cyclic_consistency
 from vlm.losses.contrastive import SameGroup, clip_loss
 from vlm.losses.decoupled import dcl_loss
 from vlm.losses.gap import alignment, centroid_uniformity, cross_uniformity, uniformity
 from vlm.losses.sigmoid import siglip_loss
+from vlm.losses.soft_terms import DistillationTerm, SoftClipTerm
 from vlm.losses.statistics import Statistics, contrastive_statistics
 from vlm.losses.weights import WeightedTerm
 from vlm.types import Features, LossOutput
@@ -20,9 +22,12 @@ __all__ = [
     "CentroidUniformityTerm",
     "ClipTerm",
     "CrossUniformityTerm",
+    "CyclipTerm",
     "DclTerm",
+    "DistillationTerm",
     "LossTerm",
     "SiglipTerm",
+    "SoftClipTerm",
     "Term",
     "UniformityTerm",
     "total_loss",
@@ -151,6 +156,19 @@ class CentroidUniformityTerm(WeightedTerm):
         return value, {}
 
 
+class CyclipTerm(WeightedTerm):
+    """Consistency of distances within and between the modalities; see `cyclic_consistency`."""
+
+    type: Literal["cyclip"] = "cyclip"
+    in_modal: float = Field(0.25, ge=0)
+    cross_modal: float = Field(0.25, ge=0)
+
+    def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]:
+        in_modal, cross_modal = cyclic_consistency(features.image, features.text)
+        value = self.in_modal * in_modal + self.cross_modal * cross_modal
+        return value, {"in_modal": in_modal, "cross_modal": cross_modal}
+
+
 LossTerm = Annotated[
     ClipTerm
     | SiglipTerm
@@ -158,7 +176,10 @@ LossTerm = Annotated[
     | AlignmentTerm
     | UniformityTerm
     | CrossUniformityTerm
-    | CentroidUniformityTerm,
+    | CentroidUniformityTerm
+    | CyclipTerm
+    | SoftClipTerm
+    | DistillationTerm,
     Field(discriminator="type"),
 ]
 
