@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from vlm.losses.consistency import cyclic_consistency
-from vlm.losses.contrastive import SameGroup, clip_loss
+from vlm.losses.contrastive import clip_loss
+from vlm.losses.contrastive_term import ContrastiveTerm
 from vlm.losses.decoupled import dcl_loss
 from vlm.losses.gap import alignment, centroid_uniformity, cross_uniformity, uniformity
 from vlm.losses.sigmoid import siglip_loss
@@ -46,35 +47,43 @@ class Term(Protocol):
     def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]: ...
 
 
-class ClipTerm(WeightedTerm):
+class ClipTerm(ContrastiveTerm):
     """Symmetric InfoNCE; see `clip_loss`."""
 
     type: Literal["clip"] = "clip"
-    same_group: SameGroup = "positive"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
+    @model_validator(mode="after")
+    def _smoothing_has_no_mask(self) -> "ClipTerm":
+        if self.label_smoothing and self.false_negatives is not None:
+            message = "label_smoothing and false_negatives exclude each other: leave one out"
+            raise ValueError(message)
+        return self
+
     def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]:
+        similar = self.similar(features)
         value = clip_loss(
             features.image,
             features.text,
             features.logit_scale,
             group_ids=features.group_ids,
             same_group=self.same_group,
+            similar=similar,
             label_smoothing=self.label_smoothing,
         )
-        return value, contrastive_statistics(features)
+        return value, contrastive_statistics(features, similar)
 
 
-class SiglipTerm(WeightedTerm):
+class SiglipTerm(ContrastiveTerm):
     """Pairwise sigmoid loss; see `siglip_loss`."""
 
     type: Literal["siglip"] = "siglip"
-    same_group: SameGroup = "positive"
 
     def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]:
         if features.logit_bias is None:
             message = "the sigmoid loss needs a logit bias, and the model has none"
             raise ValueError(message)
+        similar = self.similar(features)
         value = siglip_loss(
             features.image,
             features.text,
@@ -82,28 +91,30 @@ class SiglipTerm(WeightedTerm):
             features.logit_bias,
             group_ids=features.group_ids,
             same_group=self.same_group,
+            similar=similar,
         )
-        return value, contrastive_statistics(features)
+        return value, contrastive_statistics(features, similar)
 
 
-class DclTerm(WeightedTerm):
+class DclTerm(ContrastiveTerm):
     """Decoupled contrastive loss; see `dcl_loss`."""
 
     type: Literal["dcl"] = "dcl"
-    same_group: SameGroup = "positive"
     weight_sigma: float | None = Field(None, gt=0)
     """Sharpness of DCLW's weights, 0.5 in the paper; none is plain DCL."""
 
     def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]:
+        similar = self.similar(features)
         value = dcl_loss(
             features.image,
             features.text,
             features.logit_scale,
             group_ids=features.group_ids,
             same_group=self.same_group,
+            similar=similar,
             weight_sigma=self.weight_sigma,
         )
-        return value, contrastive_statistics(features)
+        return value, contrastive_statistics(features, similar)
 
 
 class AlignmentTerm(WeightedTerm):
