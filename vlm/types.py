@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-__all__ = ["Batch", "DualEncoderOutput", "Features", "LossOutput", "Tokenize"]
+__all__ = ["Batch", "DualEncoderOutput", "Features", "LossOutput", "Memory", "Tokenize"]
 
 Tokenize = Callable[[list[str]], Int64[Tensor, "batch token"]]
 """Captions to padded token ids."""
@@ -84,8 +84,19 @@ class Features:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What loss terms remember from step to step, by `type/name`; never with gradient."""
+
+    samples: dict[str, Float[Tensor, " global_batch"]] = field(default_factory=dict)
+    """Of the samples of this batch."""
+    run: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """Of the run as a whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossOutput:
     """The weighted sum of all terms, and named figures for the log."""
 
     total: Float[Tensor, ""]
     statistics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)

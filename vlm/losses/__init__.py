@@ -4,6 +4,7 @@ from vlm.losses.consistency import cyclic_consistency
 from vlm.losses.contrastive import clip_loss
 from vlm.losses.decoupled import dcl_loss
 from vlm.losses.gap import alignment, centroid_uniformity, cross_uniformity, uniformity
+from vlm.losses.memory import RemembersSamples, initial_sample_values
 from vlm.losses.sigmoid import siglip_loss
 from vlm.losses.soft import SoftTarget, soft_target_loss
 from vlm.losses.terms import LossTerm, total_loss
@@ -11,6 +12,7 @@ from vlm.losses.weights import WeightedTerm, WeightSchedule
 
 __all__ = [
     "LossTerm",
+    "RemembersSamples",
     "SoftTarget",
     "WeightSchedule",
     "WeightedTerm",
@@ -20,6 +22,7 @@ __all__ = [
     "cross_uniformity",
     "cyclic_consistency",
     "dcl_loss",
+    "initial_sample_values",
     "siglip_loss",
     "soft_target_loss",
     "total_loss",

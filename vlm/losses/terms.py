@@ -7,16 +7,19 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from vlm.losses.compositional_terms import FastclipV3Term, IsogclrTerm, SogclrTerm
 from vlm.losses.consistency import cyclic_consistency
 from vlm.losses.contrastive import clip_loss
 from vlm.losses.contrastive_term import ContrastiveTerm
 from vlm.losses.decoupled import dcl_loss
 from vlm.losses.gap import alignment, centroid_uniformity, cross_uniformity, uniformity
+from vlm.losses.guard import GapGuard, held_weight
+from vlm.losses.memory import Remembered, RemembersSamples, initial_values
 from vlm.losses.sigmoid import siglip_loss
 from vlm.losses.soft_terms import DistillationTerm, SoftClipTerm
 from vlm.losses.statistics import Statistics, contrastive_statistics
 from vlm.losses.weights import WeightedTerm
-from vlm.types import Features, LossOutput
+from vlm.types import Features, LossOutput, Memory
 
 __all__ = [
     "AlignmentTerm",
@@ -26,9 +29,12 @@ __all__ = [
     "CyclipTerm",
     "DclTerm",
     "DistillationTerm",
+    "FastclipV3Term",
+    "IsogclrTerm",
     "LossTerm",
     "SiglipTerm",
     "SoftClipTerm",
+    "SogclrTerm",
     "Term",
     "UniformityTerm",
     "total_loss",
@@ -121,6 +127,8 @@ class AlignmentTerm(WeightedTerm):
     """Mean squared distance of pairs; see `alignment`."""
 
     type: Literal["alignment"] = "alignment"
+    guard: GapGuard | None = None
+    """Stop raising the weight once the modalities are close."""
 
     def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]:
         return alignment(features.image, features.text), {}
@@ -190,28 +198,48 @@ LossTerm = Annotated[
     | CentroidUniformityTerm
     | CyclipTerm
     | SoftClipTerm
-    | DistillationTerm,
+    | DistillationTerm
+    | SogclrTerm
+    | IsogclrTerm
+    | FastclipV3Term,
     Field(discriminator="type"),
 ]
 
 
-def total_loss(terms: Sequence[Term], features: Features, *, progress: float) -> LossOutput:
+def total_loss(
+    terms: Sequence[Term], features: Features, *, progress: float, memory: Memory | None = None
+) -> LossOutput:
     """Sum of weight times term over the global batch.
 
     Args:
         terms: At least one.
         features: The gathered global batch, float32.
         progress: Fraction of training done, in [0, 1].
+        memory: What terms remember of these samples and of the run; as at the start if none.
 
     Returns:
-        The total, and detached statistics: each term's own value under its type, and what it
-        reports under `type/name`.
+        The total, what is remembered after it, and detached statistics: each term's own value under
+        its type, and what it reports under `type/name`.
     """
+    before = memory or Memory()
+    after = Memory()
     total = features.image.new_zeros(())
     statistics: Statistics = {}
     for term in terms:
-        value, extra = term.compute(features)
-        total = total + term.weight_at(progress) * value
+        value, extra, samples = _computed(term, features, before, progress)
+        after.samples.update({f"{term.type}/{name}": v.detach() for name, v in samples.items()})
+        weight, more, run = held_weight(term, features, before.run, progress)
+        after.run.update(run)
+        total = total + weight * value
         statistics[term.type] = value.detach()
-        statistics.update({f"{term.type}/{name}": v.detach() for name, v in extra.items()})
-    return LossOutput(total=total, statistics=statistics)
+        statistics.update({f"{term.type}/{n}": v.detach() for n, v in {**extra, **more}.items()})
+    return LossOutput(total=total, statistics=statistics, memory=after)
+
+
+def _computed(term: Term, features: Features, memory: Memory, progress: float) -> Remembered:
+    if not isinstance(term, RemembersSamples):
+        return Remembered(*term.compute(features), {})
+    samples = initial_values(term.sample_values, features)
+    for name in samples:
+        samples[name] = memory.samples.get(f"{term.type}/{name}", samples[name])
+    return term.compute_remembering(features, samples, progress=progress)

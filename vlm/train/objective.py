@@ -7,14 +7,66 @@ loss, which makes W ranks on B/W samples each equal to one process on B, for any
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.distributed import World, gather_rows, gather_rows_with_gradient
 from vlm.losses import LossTerm, total_loss
-from vlm.types import DualEncoderOutput, Features, LossOutput
+from vlm.train.memory import LossMemory
+from vlm.train.teacher import Teacher
+from vlm.types import Batch, DualEncoderOutput, Features, LossOutput
 
-__all__ = ["global_loss"]
+__all__ = ["Objective", "global_loss"]
+
+
+class Objective:
+    """The loss of a run: its terms, what they remember, and the teacher that some of them follow.
+
+    Args:
+        terms: The loss, as configured.
+        memory: What terms remember; changed by every call.
+        teacher: A frozen model, if a term needs one.
+        world: The ranks.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[LossTerm],
+        *,
+        memory: LossMemory,
+        teacher: Teacher | None,
+        world: World,
+    ) -> None:
+        self.memory = memory
+        self._terms = terms
+        self._teacher = teacher
+        self._world = world
+
+    @property
+    def teacher_fingerprint(self) -> str | None:
+        return None if self._teacher is None else self._teacher.fingerprint
+
+    def __call__(
+        self,
+        output: DualEncoderOutput,
+        batch: Batch,
+        gray_levels: Float[Tensor, "batch channel height width"],
+        *,
+        progress: float,
+    ) -> LossOutput:
+        """The loss of a step, remembered; see `global_loss`. `gray_levels` is for the teacher."""
+        device = self._world.device
+        teacher = self._teacher and self._teacher.embed(gray_levels, batch.token_ids.to(device))
+        return global_loss(
+            output,
+            batch.group_ids.to(device),
+            self._terms,
+            progress=progress,
+            world=self._world,
+            sample_ids=batch.sample_ids.to(device),
+            memory=self.memory,
+            teacher=teacher,
+        )
 
 
 def global_loss(
@@ -24,6 +76,9 @@ def global_loss(
     *,
     progress: float,
     world: World,
+    sample_ids: Int64[Tensor, " batch"] | None = None,
+    memory: LossMemory | None = None,
+    teacher: DualEncoderOutput | None = None,
 ) -> LossOutput:
     """Gather the features of all ranks and sum the weighted loss terms.
 
@@ -33,6 +88,9 @@ def global_loss(
         terms: The loss, as configured.
         progress: Fraction of training done, in [0, 1]; drives weight schedules.
         world: The ranks. All must bring equally many rows.
+        sample_ids: This rank's samples; needed for `memory`.
+        memory: What terms remember, changed by this call; none lets them start anew.
+        teacher: A frozen model's embeddings of this rank's batch.
 
     Returns:
         The total and its statistics, with `modality_gap` (distance between the centroids of the
@@ -40,14 +98,24 @@ def global_loss(
     """
     both = torch.cat([output.image, output.text], dim=1).float()  # [batch 2*dim], one message
     image, text = gather_rows_with_gradient(both, world).chunk(2, dim=1)
+    taught = teacher and gather_rows(torch.cat([teacher.image, teacher.text], dim=1), world)
     features = Features(
         image=image,
         text=text,
         logit_scale=output.logit_scale.float(),
         logit_bias=None if output.logit_bias is None else output.logit_bias.float(),
         group_ids=gather_rows(group_ids, world),
+        teacher_image=None if taught is None else taught.chunk(2, dim=1)[0],
+        teacher_text=None if taught is None else taught.chunk(2, dim=1)[1],
+        teacher_logit_scale=teacher and teacher.logit_scale.float(),
     )
-    result = total_loss(terms, features, progress=progress)
+    if memory is None or sample_ids is None:
+        result = total_loss(terms, features, progress=progress)
+    else:
+        every = gather_rows(sample_ids, world)
+        recalled = memory.recall(every)
+        result = total_loss(terms, features, progress=progress, memory=recalled)
+        memory.keep(every, result.memory)
     gap = (features.image.mean(dim=0) - features.text.mean(dim=0)).norm().detach()
     scale = features.logit_scale.detach()[0]
     statistics = {**result.statistics, "modality_gap": gap, "logit_scale": scale}
