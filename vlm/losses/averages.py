@@ -48,12 +48,12 @@ def softmax_average(
     rows, columns, scale = rows.detach(), columns.detach(), scale.detach()
     side = tile_side(tile, rows)
     sums = log_sum_exp(rows, columns, scale, pairs=pairs, tile=side)
-    average, logits = _average(rows, columns, scale, values, sums, pairs, side)
+    average, logits = _apply(_SoftmaxAverage, rows, columns, scale, values, sums, pairs, side)
     return SoftmaxAverage(values=average, logits=logits, log_sum_exp=sums)
 
 
-def _average(*arguments: object) -> Any:
-    return _SoftmaxAverage.apply(*arguments)
+def _apply(function: type[torch.autograd.Function], *arguments: object) -> Any:
+    return function.apply(*arguments)
 
 
 class _SoftmaxAverage(torch.autograd.Function):

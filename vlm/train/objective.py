@@ -56,7 +56,9 @@ class Objective:
     ) -> LossOutput:
         """The loss of a step, remembered; see `global_loss`. `gray_levels` is for the teacher."""
         device = self._world.device
-        teacher = self._teacher and self._teacher.embed(gray_levels, batch.token_ids.to(device))
+        teacher = None
+        if self._teacher is not None:
+            teacher = self._teacher.embed(gray_levels, batch.token_ids.to(device))
         return global_loss(
             output,
             batch.group_ids.to(device),
@@ -98,7 +100,9 @@ def global_loss(
     """
     both = torch.cat([output.image, output.text], dim=1).float()  # [batch 2*dim], one message
     image, text = gather_rows_with_gradient(both, world).chunk(2, dim=1)
-    taught = teacher and gather_rows(torch.cat([teacher.image, teacher.text], dim=1), world)
+    taught = None
+    if teacher is not None:
+        taught = gather_rows(torch.cat([teacher.image, teacher.text], dim=1), world)
     features = Features(
         image=image,
         text=text,
@@ -107,7 +111,7 @@ def global_loss(
         group_ids=gather_rows(group_ids, world),
         teacher_image=None if taught is None else taught.chunk(2, dim=1)[0],
         teacher_text=None if taught is None else taught.chunk(2, dim=1)[1],
-        teacher_logit_scale=teacher and teacher.logit_scale.float(),
+        teacher_logit_scale=None if teacher is None else teacher.logit_scale.float(),
     )
     if memory is None or sample_ids is None:
         result = total_loss(terms, features, progress=progress)

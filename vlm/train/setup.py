@@ -187,9 +187,11 @@ def _build_objective(config: TrainConfig, sources: list[Source], world: World) -
         source.reader.sample_ids(np.arange(source.reader.num_samples)) ^ source.salt
         for source in remembering
     ]
-    teacher = config.teacher and load_teacher(
-        config.teacher, image=config.image, tokenizer=config.tokenizer, device=world.device
-    )
+    teacher = None
+    if config.teacher is not None:
+        teacher = load_teacher(
+            config.teacher, image=config.image, tokenizer=config.tokenizer, device=world.device
+        )
     memory = LossMemory(config.loss, np.concatenate([np.empty(0, np.int64), *ids]), world)
     return Objective(config.loss, memory=memory, teacher=teacher, world=world)
 

@@ -214,9 +214,9 @@ def test_what_a_step_leaves_is_what_the_next_one_starts_from(kind: str) -> None:
 
 def test_gamma_falls_along_a_cosine_and_then_rests() -> None:
     tree: dict[str, Any] = {"type": "fastclip_v3", "gamma": 0.2, "gamma_fraction": 0.5}
-    term = TypeAdapter(LossTerm).validate_python(tree)
+    term: Any = TypeAdapter(LossTerm).validate_python(tree)
     found = [term.gamma_at(p) for p in (0.0, 0.125, 0.25, 0.5, 1.0)]
     quarter = 0.5 * (1 + math.cos(math.pi / 4)) * 0.8 + 0.2
     assert found == pytest.approx([1.0, quarter, 0.6, 0.2, 0.2])
-    constant = TypeAdapter(LossTerm).validate_python({"type": "sogclr"})
+    constant: Any = TypeAdapter(LossTerm).validate_python({"type": "sogclr"})
     assert constant.gamma_at(0.0) == 0.8

@@ -130,14 +130,14 @@ def test_averages_leave_pairs_out_and_a_row_without_pairs_is_zero() -> None:
 def test_bytes_kept_by_soft_targets_are_linear_in_the_batch() -> None:
     kept = []
     for size in (256, 512, 1024):
-        leaves = [*(x.float().requires_grad_() for x in features(size, 8))]
+        image, text = (x.float().requires_grad_() for x in features(size, 8))
         scale = SCALE.float().requires_grad_()
         teacher = unit_rows(size, 8, seed=4).float()
         same = target(teacher, teacher)
         kept.append(
             saved_bytes(
-                lambda: soft_target_loss(*leaves, scale, for_images=same, for_texts=same),  # noqa: B023
-                *leaves, scale, teacher,
+                lambda: soft_target_loss(image, text, scale, for_images=same, for_texts=same),  # noqa: B023
+                image, text, scale, teacher,
             )
         )  # fmt: skip
     assert kept[2] - kept[1] == pytest.approx(2 * (kept[1] - kept[0]), rel=0.05)

@@ -152,10 +152,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(tmp_path: Path) -> N
     assert kept[0] == kept[1]
 
 
-def command(tmp_path: Path, name: str, *more: str) -> list[str]:
+def command(tmp_path: Path, name: str, **changes: Any) -> list[str]:
     path = tmp_path / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(tree(tmp_path, name=name, steps=60)))
-    return [sys.executable, "-m", "vlm", "train", str(path), "--resume", *more]
+    path.write_text(yaml.safe_dump(tree(tmp_path, name=name, steps=60, **changes)))
+    return [sys.executable, "-m", "vlm", "train", str(path), "--resume"]
 
 
 def environment() -> dict[str, str]:
@@ -477,3 +477,25 @@ def test_a_term_and_a_teacher_need_each_other(tmp_path: Path) -> None:
     twice = [{"type": "sogclr"}, {"type": "sogclr"}]
     with pytest.raises(ConfigError, match="sogclr is listed twice"):
         configured(tmp_path, loss=twice)
+
+
+@pytest.mark.slow
+def test_a_killed_process_that_remembers_resumes_to_the_same_memory(tmp_path: Path) -> None:
+    straight, broken = (
+        configured(tmp_path, name=name, steps=60, loss=REMEMBERING)
+        for name in ("straight", "broken")
+    )
+    run(straight)
+    process = subprocess.Popen(
+        command(tmp_path, "broken", loss=REMEMBERING), env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for_step(broken, 17, process)
+    process.kill()
+    process.communicate(timeout=120)
+    assert process.returncode == -9
+    again = command(tmp_path, "broken", loss=REMEMBERING)
+    subprocess.run(again, check=True, env=environment(), capture_output=True)
+    assert_same_weights(straight, broken)
+    first, second = final_memory(straight), final_memory(broken)
+    assert all(torch.equal(first[name], second[name]) for name in first)
