@@ -5,6 +5,7 @@ Axis words used in shape annotations everywhere:
     batch         samples of one micro-batch on one rank
     global_batch  samples of all ranks together
     dim           width of the embedding
+    teacher_dim   width of a frozen teacher's embedding
     token         positions of a tokenized caption
     vocab         entries of the tokenizer's vocabulary
     channel height width   of an image
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-__all__ = ["Batch", "DualEncoderOutput", "Features", "LossOutput", "Tokenize"]
+__all__ = ["Batch", "DualEncoderOutput", "Features", "LossOutput", "Memory", "Tokenize"]
 
 Tokenize = Callable[[list[str]], Int64[Tensor, "batch token"]]
 """Captions to padded token ids."""
@@ -60,6 +61,38 @@ class Features:
     logit_scale: Float[Tensor, "1"]
     logit_bias: Float[Tensor, "1"] | None
     group_ids: Int64[Tensor, " global_batch"]
+    teacher_image: Float[Tensor, "global_batch teacher_dim"] | None = None
+    """Unit rows of a frozen teacher, where the run has one; no gradient."""
+    teacher_text: Float[Tensor, "global_batch teacher_dim"] | None = None
+    teacher_logit_scale: Float[Tensor, "1"] | None = None
+
+    def require_teacher(
+        self, term: str
+    ) -> tuple[
+        Float[Tensor, "global_batch teacher_dim"],
+        Float[Tensor, "global_batch teacher_dim"],
+        Float[Tensor, "1"],
+    ]:
+        """The teacher's images, captions and logit scale.
+
+        Raises:
+            ValueError: If the run has no teacher; `term` names who asked.
+        """
+        image, text, scale = self.teacher_image, self.teacher_text, self.teacher_logit_scale
+        if image is None or text is None or scale is None:
+            message = f"{term} needs the embeddings of a teacher, and there is none"
+            raise ValueError(message)
+        return image, text, scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What loss terms remember from step to step, by `type/name`; never with gradient."""
+
+    samples: dict[str, Float[Tensor, " global_batch"]] = field(default_factory=dict)
+    """Of the samples of this batch."""
+    run: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """Of the run as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +101,4 @@ class LossOutput:
 
     total: Float[Tensor, ""]
     statistics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)

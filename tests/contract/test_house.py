@@ -24,6 +24,32 @@ def test_every_training_config_is_valid_and_named_after_its_file(path: Path) -> 
     assert load_config(TrainConfig, path, []).name == path.stem
 
 
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("configs/train/demo_*.yaml")), ids=lambda p: p.name
+)
+def test_configs_of_other_objectives_differ_from_the_demo_in_the_objective_alone(
+    path: Path,
+) -> None:
+    own = {
+        "name": ...,
+        "loss": ...,
+        "teacher": ...,
+        "model": {"init_logit_scale", "init_logit_bias"},
+    }
+    demo, other = (
+        load_config(TrainConfig, ROOT / "configs/train" / name, []).model_dump(exclude=own)  # type: ignore[arg-type]
+        for name in ("demo.yaml", path.name)
+    )
+    assert other == demo
+
+
+def test_every_term_has_a_config_that_trains_with_it() -> None:
+    union, _ = typing.get_args(LossTerm)
+    known = {term.model_fields["type"].default for term in typing.get_args(union)}
+    configs = [load_config(TrainConfig, p, []) for p in ROOT.glob("configs/train/*.yaml")]
+    assert {term.type for config in configs for term in config.loss} == known
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/evaluate/*.yaml")), ids=lambda p: p.name)
 def test_every_evaluation_config_is_valid(path: Path) -> None:
     assert load_config(EvaluationConfig, path, []).folders()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlm.distributed.world import World
 
-__all__ = ["any_rank", "barrier", "gather_rows", "gather_rows_with_gradient"]
+__all__ = ["any_rank", "barrier", "gather_rows", "gather_rows_with_gradient", "sum_over_ranks"]
 
 
 def gather_rows(rows: Tensor, world: World) -> Tensor:
@@ -47,6 +47,15 @@ class _GatherRows(torch.autograd.Function):
         total = gradients[0].contiguous()
         dist.all_reduce(total)
         return total[ctx.slice], None
+
+
+def sum_over_ranks(values: Tensor, world: World) -> Tensor:
+    """The sum of the tensors of all ranks, without gradient; all ranks get the same."""
+    if world.size == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
 
 
 def any_rank(flag: bool, world: World) -> bool:

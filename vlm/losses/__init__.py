@@ -1,22 +1,30 @@
 """Pure tensor mathematics: unit rows in, scalars out. No ranks, no gathering, no towers."""
 
+from vlm.losses.consistency import cyclic_consistency
 from vlm.losses.contrastive import clip_loss
 from vlm.losses.decoupled import dcl_loss
 from vlm.losses.gap import alignment, centroid_uniformity, cross_uniformity, uniformity
+from vlm.losses.memory import RemembersSamples, initial_sample_values
 from vlm.losses.sigmoid import siglip_loss
+from vlm.losses.soft import SoftTarget, soft_target_loss
 from vlm.losses.terms import LossTerm, total_loss
 from vlm.losses.weights import WeightedTerm, WeightSchedule
 
 __all__ = [
     "LossTerm",
+    "RemembersSamples",
+    "SoftTarget",
     "WeightSchedule",
     "WeightedTerm",
     "alignment",
     "centroid_uniformity",
     "clip_loss",
     "cross_uniformity",
+    "cyclic_consistency",
     "dcl_loss",
+    "initial_sample_values",
     "siglip_loss",
+    "soft_target_loss",
     "total_loss",
     "uniformity",
 ]

@@ -5,10 +5,10 @@ from typing import Literal
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vlm.losses.pairs import Pairs, group_sizes, group_sums
+from vlm.losses.pairs import Pairs, Similar, group_sizes, group_sums
 from vlm.losses.tiled import full_precision, log_sum_exp_both_ways
 
-__all__ = ["SameGroup", "clip_loss", "positive_similarity"]
+__all__ = ["SameGroup", "clip_loss", "contrastive_pairs", "positive_similarity"]
 
 SameGroup = Literal["positive", "mask", "negative"]
 
@@ -20,6 +20,7 @@ def clip_loss(
     *,
     group_ids: Int64[Tensor, " batch"] | None = None,
     same_group: SameGroup = "positive",
+    similar: tuple[Similar, ...] = (),
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     r"""Symmetric InfoNCE over all pairs of the global batch.
@@ -35,21 +36,24 @@ def clip_loss(
         same_group: What other rows of the same group are to a row: `positive` spreads the target
             evenly over the group (the supervised form, arXiv:2004.11362 L_out), `mask` leaves them
             out of the denominator, `negative` ignores groups.
+        similar: Pairs that a teacher finds alike and that leave the denominator, unless they are
+            of one group; the false-negative mask of MultiCSR.
         label_smoothing: Share of the target spread evenly over all columns, in [0, 1); 0.1 in
             ALIGN (arXiv:2102.05918). Masked columns take no share.
 
     Returns:
         A scalar, at least 0 up to rounding.
 
+    Raises:
+        ValueError: If both `similar` and `label_smoothing` are given.
+
     Source: figure 3 of CLIP (arXiv:2103.00020).
     """
-    if same_group == "negative":
-        group_ids = None
-    pairs = Pairs()
-    masked = None
-    if group_ids is not None and same_group == "mask":
-        masked = group_ids
-        pairs = Pairs(left_out="others_of_group", row_groups=group_ids, column_groups=group_ids)
+    if similar and label_smoothing:
+        message = f"label_smoothing={label_smoothing} cannot be spread over a similarity mask"
+        raise ValueError(message)
+    pairs = contrastive_pairs(group_ids, same_group, similar)
+    masked = group_ids if same_group == "mask" else None
     by_row, by_column = log_sum_exp_both_ways(image, text, logit_scale, pairs=pairs)
     image, text = full_precision(image), full_precision(text)
     group_ids = group_ids if same_group == "positive" else None
@@ -59,6 +63,22 @@ def clip_loss(
         even = 0.5 * (_mean_similarity(image, text, masked) + _mean_similarity(text, image, masked))
         target = (1 - label_smoothing) * target + label_smoothing * even
     return 0.5 * (by_row.mean() + by_column.mean()) - logit_scale[0] * target
+
+
+def contrastive_pairs(
+    group_ids: Int64[Tensor, " batch"] | None,
+    same_group: SameGroup,
+    similar: tuple[Similar, ...] = (),
+) -> Pairs:
+    """The pairs of a denominator that keeps each row's own match."""
+    if group_ids is None or same_group == "negative":
+        return Pairs(similar=similar)
+    return Pairs(
+        left_out="others_of_group" if same_group == "mask" else "none",
+        row_groups=group_ids,
+        column_groups=group_ids,
+        similar=similar,
+    )
 
 
 def positive_similarity(

@@ -1,10 +1,11 @@
 """Decoupled contrastive loss: the positive leaves the denominator."""
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.losses.contrastive import SameGroup, positive_similarity
-from vlm.losses.pairs import group_sizes, negative_pairs
+from vlm.losses.pairs import Similar, group_sizes, negative_pairs
 from vlm.losses.tiled import full_precision, log_sum_exp_both_ways
 
 __all__ = ["dcl_loss"]
@@ -17,6 +18,7 @@ def dcl_loss(
     *,
     group_ids: Int64[Tensor, " batch"] | None = None,
     same_group: SameGroup = "positive",
+    similar: tuple[Similar, ...] = (),
     weight_sigma: float | None = None,
 ) -> Float[Tensor, ""]:
     r"""InfoNCE whose denominator holds negatives alone; its gain is at small batches.
@@ -34,6 +36,8 @@ def dcl_loss(
             none means all differ.
         same_group: `positive` averages the positive over the group, `mask` takes the row's own
             match alone, `negative` ignores groups.
+        similar: Pairs that a teacher finds alike, which leave the denominator; a row left with no
+            negative pushes nothing.
         weight_sigma: The von Mises-Fisher weighting of DCLW, 0.5 in the paper: a constant
             w_i = 2 - B softmax_i(c_ii / sigma), larger for pairs that are still far apart. None is
             plain DCL, w_i = 1.
@@ -48,8 +52,11 @@ def dcl_loss(
     if largest == len(image):
         message = f"a row has no negative: {len(image)} rows, all of one group"
         raise ValueError(message)
-    pairs = negative_pairs(groups)
+    pairs = negative_pairs(groups, similar)
     by_row, by_column = log_sum_exp_both_ways(image, text, logit_scale, pairs=pairs)
+    if similar:
+        by_row = by_row.masked_fill(by_row == -torch.inf, 0.0)
+        by_column = by_column.masked_fill(by_column == -torch.inf, 0.0)
     positive = positive_similarity(
         full_precision(image), full_precision(text), groups if same_group == "positive" else None
     )

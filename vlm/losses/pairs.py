@@ -7,7 +7,22 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-__all__ = ["Pairs", "group_sizes", "group_sums", "negative_pairs"]
+__all__ = ["Pairs", "Similar", "group_sizes", "group_sums", "negative_pairs", "num_left_out"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similar:
+    """Pairs whose features, a frozen teacher's, have a cosine over a threshold."""
+
+    rows: Float[Tensor, "batch width"]
+    """Unit rows, as are `columns`."""
+    columns: Float[Tensor, "global_batch width"]
+    above: float
+    """In [-1, 1]."""
+
+    def mask(self, rows: slice, columns: slice) -> Bool[Tensor, "batch global_batch"]:
+        with torch.autocast(self.rows.device.type, enabled=False):
+            return self.rows[rows] @ self.columns[columns].T > self.above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +38,42 @@ class Pairs:
     row_groups: Int64[Tensor, " batch"] | None = None
     column_groups: Int64[Tensor, " global_batch"] | None = None
     first_row: int = 0
+    similar: tuple[Similar, ...] = ()
+    """Left out besides, as likely false negatives; never a match or, with groups, one of them."""
 
     def mask(
         self, rows: slice, columns: slice, device: torch.device
     ) -> Bool[Tensor, "batch global_batch"] | None:
         """True where a pair of this tile is left out; nothing if none is."""
+        if self.left_out == "none" and not self.similar:
+            return None
+        match = self._match(rows, columns, device)
+        left_out = self._by_rule(rows, columns, match)
+        for similar in self.similar:
+            near = similar.mask(rows, columns)
+            if match is not None:
+                near &= ~match
+            if self.row_groups is not None and self.column_groups is not None:
+                near &= self.row_groups[rows, None] != self.column_groups[None, columns]
+            left_out = near if left_out is None else left_out | near
+        return left_out
+
+    def _match(
+        self, rows: slice, columns: slice, device: torch.device
+    ) -> Bool[Tensor, "batch global_batch"] | None:
+        """True on the diagonal; none where the tile does not meet it."""
+        start, stop = rows.start + self.first_row, rows.stop + self.first_row
+        if start >= columns.stop or columns.start >= stop:
+            return None
+        row_places = torch.arange(start, stop, device=device)
+        column_places = torch.arange(columns.start, columns.stop, device=device)
+        return row_places[:, None] == column_places[None, :]
+
+    def _by_rule(
+        self, rows: slice, columns: slice, match: Bool[Tensor, "batch global_batch"] | None
+    ) -> Bool[Tensor, "batch global_batch"] | None:
         if self.left_out == "none":
             return None
-        start, stop = rows.start + self.first_row, rows.stop + self.first_row
-        match = None
-        if start < columns.stop and columns.start < stop:
-            row_places = torch.arange(start, stop, device=device)
-            column_places = torch.arange(columns.start, columns.stop, device=device)
-            match = row_places[:, None] == column_places[None, :]
         if self.left_out == "match":
             return match
         if self.row_groups is None or self.column_groups is None:
@@ -45,11 +83,27 @@ class Pairs:
         return same & ~match if self.left_out == "others_of_group" and match is not None else same
 
 
-def negative_pairs(group_ids: Int64[Tensor, " batch"] | None) -> Pairs:
+def negative_pairs(
+    group_ids: Int64[Tensor, " batch"] | None, similar: tuple[Similar, ...] = ()
+) -> Pairs:
     """The pairs of a batch with itself that do not show the same thing."""
     if group_ids is None:
-        return Pairs(left_out="match")
-    return Pairs(left_out="group", row_groups=group_ids, column_groups=group_ids)
+        return Pairs(left_out="match", similar=similar)
+    return Pairs(left_out="group", row_groups=group_ids, column_groups=group_ids, similar=similar)
+
+
+def num_left_out(
+    pairs: Pairs, num_rows: int, num_columns: int, device: torch.device, *, tile: int = 1024
+) -> Int64[Tensor, " batch"]:
+    """For each row, how many columns it is not paired with."""
+    counts = torch.zeros(num_rows, dtype=torch.int64, device=device)
+    for row in range(0, num_rows, tile):
+        rows = slice(row, min(row + tile, num_rows))
+        for column in range(0, num_columns, tile):
+            mask = pairs.mask(rows, slice(column, min(column + tile, num_columns)), device)
+            if mask is not None:
+                counts[rows] += mask.sum(dim=1)
+    return counts
 
 
 def group_sizes(group_ids: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:

@@ -3,8 +3,8 @@
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vlm.losses.contrastive import SameGroup, positive_similarity
-from vlm.losses.pairs import Pairs, group_sizes
+from vlm.losses.contrastive import SameGroup, contrastive_pairs, positive_similarity
+from vlm.losses.pairs import Similar, group_sizes
 from vlm.losses.tiled import full_precision, softplus_sums
 
 __all__ = ["siglip_loss"]
@@ -18,6 +18,7 @@ def siglip_loss(
     *,
     group_ids: Int64[Tensor, " batch"] | None = None,
     same_group: SameGroup = "positive",
+    similar: tuple[Similar, ...] = (),
 ) -> Float[Tensor, ""]:
     r"""Pairwise sigmoid loss, divided by the number of rows, not of pairs.
 
@@ -31,12 +32,11 @@ def siglip_loss(
         group_ids: Rows with equal ids show the same thing; none means all differ.
         same_group: `positive` asks for yes within a group, `mask` does not ask, `negative`
             ignores groups.
+        similar: Pairs that a teacher finds alike, which are not asked, unless of one group.
 
     Source: equation 1 of SigLIP (arXiv:2303.15343).
     """
-    pairs = Pairs()
-    if group_ids is not None and same_group == "mask":
-        pairs = Pairs(left_out="others_of_group", row_groups=group_ids, column_groups=group_ids)
+    pairs = contrastive_pairs(group_ids, same_group, similar)
     groups = group_ids if same_group == "positive" else None
     sums = softplus_sums(image, text, logit_scale, logit_bias, pairs=pairs)
     similarity = positive_similarity(full_precision(image), full_precision(text), groups)

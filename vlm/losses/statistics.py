@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm.losses.pairs import group_sizes, group_sums
+from vlm.losses.pairs import Pairs, Similar, group_sizes, group_sums, num_left_out
 from vlm.types import Features
 
 __all__ = ["Statistics", "contrastive_statistics"]
@@ -15,11 +15,12 @@ _MAX_ANCHORS = 256
 
 
 @torch.no_grad()
-def contrastive_statistics(features: Features) -> Statistics:
+def contrastive_statistics(features: Features, similar: tuple[Similar, ...] = ()) -> Statistics:
     """Temperature, mean similarities, and how many negatives really push.
 
     Keys: `temperature`; `positive_similarity`, the mean cosine of matches; `same_group_fraction`,
-    the share of pairs off the diagonal that are no negatives; and, where every row has at least
+    the share of pairs off the diagonal that are no negatives; with `similar`, `masked_fraction`,
+    the share that a teacher's mask takes beside them; and, where every row has at least
     two negatives, `negative_similarity`, their mean cosine, and `negative_entropy`.
     """
     num_rows = len(features.image)
@@ -32,6 +33,11 @@ def contrastive_statistics(features: Features) -> Statistics:
         "positive_similarity": positive.mean(),
         "same_group_fraction": (num_same - num_rows) / off_diagonal,
     }
+    if similar:
+        groups = features.group_ids
+        pairs = Pairs(similar=similar, row_groups=groups, column_groups=groups)
+        masked = num_left_out(pairs, num_rows, num_rows, groups.device).sum()
+        statistics["masked_fraction"] = masked / off_diagonal
     if int(sizes.max()) <= num_rows - 2:
         # A sum of cosines is the dot product of two sums: no pair of rows has to be formed.
         every = (features.image.sum(dim=0) * features.text.sum(dim=0)).sum()

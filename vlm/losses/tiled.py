@@ -21,7 +21,15 @@ from torch.autograd.function import once_differentiable
 
 from vlm.losses.pairs import Pairs
 
-__all__ = ["full_precision", "log_sum_exp", "log_sum_exp_both_ways", "softplus_sums"]
+__all__ = [
+    "Block",
+    "blocks",
+    "full_precision",
+    "log_sum_exp",
+    "log_sum_exp_both_ways",
+    "softplus_sums",
+    "tile_side",
+]
 
 _CPU_TILE = 1024  # 4 MiB of float32 logits: large enough for matrix products, small for the cache
 _DEVICE_TILE = 4096  # 64 MiB: fewer, larger kernels
@@ -44,7 +52,7 @@ def log_sum_exp(
         pairs: What is left out.
         tile: Side of a tile; by default what suits the device.
     """
-    by_row, _ = _reduce(_LogSumExp, rows, columns, scale, pairs, False, _tile(tile, rows))
+    by_row, _ = _reduce(_LogSumExp, rows, columns, scale, pairs, False, tile_side(tile, rows))
     return by_row
 
 
@@ -57,7 +65,9 @@ def log_sum_exp_both_ways(
     tile: int | None = None,
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " global_batch"]]:
     """As `log_sum_exp`, for each row and for each column, from one pass over the tiles."""
-    by_row, by_column = _reduce(_LogSumExp, rows, columns, scale, pairs, True, _tile(tile, rows))
+    by_row, by_column = _reduce(
+        _LogSumExp, rows, columns, scale, pairs, True, tile_side(tile, rows)
+    )
     return by_row, by_column
 
 
@@ -71,7 +81,9 @@ def softplus_sums(
     tile: int | None = None,
 ) -> Float[Tensor, " batch"]:
     """For each row, the sum of log(1 + exp(logit)); arguments as for `log_sum_exp`."""
-    result: Tensor = _reduce(_SoftplusSums, rows, columns, scale, bias, pairs, _tile(tile, rows))
+    result: Tensor = _reduce(
+        _SoftplusSums, rows, columns, scale, bias, pairs, tile_side(tile, rows)
+    )
     return result
 
 
@@ -84,7 +96,8 @@ def _reduce(function: type[torch.autograd.Function], *arguments: object) -> Any:
     return function.apply(*arguments)
 
 
-def _tile(tile: int | None, rows: Tensor) -> int:
+def tile_side(tile: int | None, rows: Tensor) -> int:
+    """The side asked for, or what suits the device of the rows."""
     if tile is None:
         return _CPU_TILE if rows.device.type == "cpu" else _DEVICE_TILE
     if tile < 1:
@@ -100,7 +113,7 @@ class _LogSumExp(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         by_row = _RunningSums(len(rows), like=rows)
         by_column = _RunningSums(len(columns) if both else 0, like=rows)
-        for block in _blocks(rows, columns, scale, None, pairs, tile):
+        for block in blocks(rows, columns, scale, None, pairs, tile):
             by_row.add(block.rows, block.logits)
             if both:
                 by_column.add(block.columns, block.logits.T)
@@ -115,7 +128,7 @@ class _LogSumExp(torch.autograd.Function):
         rows, columns, scale, row_top, row_total, column_top, column_total = ctx.saved_tensors
         row_factor, column_factor = row_gradient / row_total, column_gradient / column_total
         gradients = _Gradients(ctx.needs_input_grad, rows, columns)
-        for block in _blocks(rows, columns, scale, None, ctx.pairs, ctx.tile):
+        for block in blocks(rows, columns, scale, None, ctx.pairs, ctx.tile):
             weights = (block.logits - row_top[block.rows, None]).exp_()
             weights.mul_(row_factor[block.rows, None])
             if ctx.both:
@@ -160,7 +173,7 @@ class _SoftplusSums(torch.autograd.Function):
     ) -> Tensor:
         pairs, tile = rest
         sums = full_precision(rows[:0]).new_zeros(len(rows))
-        for block in _blocks(rows, columns, scale, bias, pairs, tile):
+        for block in blocks(rows, columns, scale, bias, pairs, tile):
             sums[block.rows] += F.softplus(block.logits, threshold=30).sum(dim=1)
         ctx.save_for_backward(rows, columns, scale, bias)
         ctx.pairs, ctx.tile = pairs, tile
@@ -172,7 +185,7 @@ class _SoftplusSums(torch.autograd.Function):
         rows, columns, scale, bias = ctx.saved_tensors
         gradients = _Gradients(ctx.needs_input_grad, rows, columns)
         bias_gradient = gradient.new_zeros(1)
-        for block in _blocks(rows, columns, scale, bias, ctx.pairs, ctx.tile):
+        for block in blocks(rows, columns, scale, bias, ctx.pairs, ctx.tile):
             weights = block.logits.sigmoid_().mul_(gradient[block.rows, None])
             bias_gradient += weights.sum()
             gradients.add(block, weights)
@@ -180,7 +193,9 @@ class _SoftplusSums(torch.autograd.Function):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Block:
+class Block:
+    """One tile of the logit matrix and where it lies."""
+
     rows: slice
     columns: slice
     left: Tensor
@@ -190,9 +205,9 @@ class _Block:
     """-inf where a pair is left out; the receiver may overwrite it."""
 
 
-def _blocks(
+def blocks(
     rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor | None, pairs: Pairs, tile: int
-) -> Iterator[_Block]:
+) -> Iterator[Block]:
     """The logits of every pair of a row and a column, a tile at a time."""
     for row_span in _spans(len(rows), tile):
         left = full_precision(rows[row_span])
@@ -206,7 +221,7 @@ def _blocks(
             mask = pairs.mask(row_span, column_span, rows.device)
             if mask is not None:
                 logits.masked_fill_(mask, -torch.inf)
-            yield _Block(rows=row_span, columns=column_span, left=left, right=right, logits=logits)
+            yield Block(rows=row_span, columns=column_span, left=left, right=right, logits=logits)
 
 
 def _spans(length: int, tile: int) -> Iterator[slice]:
@@ -223,7 +238,7 @@ class _Gradients:
         self._rows = kind.new_zeros(rows.shape) if needed[0] or needed[2] else None
         self._columns = kind.new_zeros(columns.shape) if needed[1] else None
 
-    def add(self, block: _Block, weights: Tensor) -> None:
+    def add(self, block: Block, weights: Tensor) -> None:
         with torch.autocast(weights.device.type, enabled=False):
             if self._rows is not None:
                 self._rows[block.rows].addmm_(weights, block.right)

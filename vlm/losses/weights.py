@@ -45,3 +45,8 @@ class WeightedTerm(Config):
         if isinstance(self.weight, WeightSchedule):
             return self.weight.weight(progress)
         return self.weight
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the run must have a `teacher` section."""
+        return False

@@ -3,6 +3,7 @@
     runs/<name>/checkpoints/step-00000500/
         model.safetensors    weights
         ema.safetensors      moving average of the weights, if the run keeps one
+        memory-NNNNN.safetensors  what loss terms remember, the part of each rank, if they do
         optimizer.pt         optimizer state, loaded with weights_only (or DeepSpeed's own folder)
         checkpoint.json      step and what the run was made of; written last
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from vlm.distributed import World, barrier
 from vlm.errors import CheckpointError
 from vlm.train.engine import Engine
+from vlm.train.memory import LossMemory
 
 __all__ = ["Checkpoint", "latest_checkpoint", "load_weights", "save_checkpoint"]
 
@@ -43,6 +45,7 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path,
     engine: Engine,
+    memory: LossMemory,
     *,
     ema: dict[str, Tensor] | None,
     step: int,
@@ -64,6 +67,7 @@ def save_checkpoint(
             draft.mkdir(parents=True)
         barrier(world)
         engine.save_optimizer(draft)
+        memory.save(draft)
         barrier(world)
         if world.is_main:
             save_file(_plain(engine.model.state_dict()), draft / "model.safetensors")

@@ -11,7 +11,7 @@ from vlm.data.augment import AugmentConfig
 from vlm.data.dataset import SourceConfig, StageConfig
 from vlm.data.remote import RemoteConfig
 from vlm.data.stream import StreamConfig
-from vlm.losses import LossTerm
+from vlm.losses import LossTerm, RemembersSamples
 from vlm.models import DualEncoderConfig
 from vlm.optim import OptimizerConfig
 from vlm.preprocess import ImageConfig, TokenizerConfig
@@ -20,6 +20,7 @@ __all__ = [
     "DataConfig",
     "DeepSpeedEngineConfig",
     "EngineConfig",
+    "TeacherConfig",
     "TorchEngineConfig",
     "TrainConfig",
 ]
@@ -101,6 +102,15 @@ class DeepSpeedEngineConfig(Config):
 EngineConfig = Annotated[TorchEngineConfig | DeepSpeedEngineConfig, Field(discriminator="type")]
 
 
+class TeacherConfig(Config):
+    """A frozen model that terms of the loss follow."""
+
+    bundle: Path
+    """Its folder, as `vlm export` writes it."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of its towers; `auto` is bf16 where the device computes in it."""
+
+
 class TrainConfig(Config):
     """Everything that decides a run. One YAML file holds one of these."""
 
@@ -119,6 +129,8 @@ class TrainConfig(Config):
     data: DataConfig
     model: DualEncoderConfig
     loss: list[LossTerm] = Field(min_length=1)
+    teacher: TeacherConfig | None = None
+    """A frozen model whose embeddings terms of the loss follow, or that masks their negatives."""
     optim: OptimizerConfig
     engine: EngineConfig = TorchEngineConfig()
     ema_decay: float | None = Field(None, gt=0, lt=1)
@@ -149,6 +161,26 @@ class TrainConfig(Config):
         needs_bias = any(term.type == "siglip" for term in self.loss)
         if needs_bias and self.model.init_logit_bias is None:
             message = "loss siglip needs a logit bias: set model.init_logit_bias, e.g. -10"
+            raise ValueError(message)
+        needing = [term.type for term in self.loss if term.needs_teacher]
+        if needing and self.teacher is None:
+            message = f"loss {', '.join(needing)} needs a teacher: set teacher.bundle"
+            raise ValueError(message)
+        if self.teacher is not None and not needing:
+            message = "no term of the loss asks the teacher: leave the teacher section out"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _memories_are_apart(self) -> "TrainConfig":
+        remembering = [
+            term.type
+            for term in self.loss
+            if isinstance(term, RemembersSamples) or getattr(term, "guard", None)
+        ]
+        twice = sorted({kind for kind in remembering if remembering.count(kind) > 1})
+        if twice:
+            message = f"loss {', '.join(twice)} is listed twice and would share one memory"
             raise ValueError(message)
         return self
 

@@ -22,7 +22,6 @@ from vlm.optim import learning_rate_factor, set_learning_rates
 from vlm.preprocess import normalise_images, trim_padding
 from vlm.train.checkpoint import latest_checkpoint, load_weights, save_checkpoint
 from vlm.train.config import TrainConfig
-from vlm.train.objective import global_loss
 from vlm.train.setup import Parts, build_parts, resume_facts
 from vlm.train.telemetry import Telemetry, open_telemetry, truncate_metrics
 from vlm.types import Batch, LossOutput
@@ -90,6 +89,7 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
                 save_checkpoint(
                     config.run_folder / "checkpoints",
                     parts.engine,
+                    parts.objective.memory,
                     ema=ema,
                     step=step,
                     facts=facts,
@@ -137,13 +137,7 @@ def _train_step(
     ]
     token_ids = trim_padding(batch.token_ids).to(world.device, non_blocking=True)
     output = parts.engine.forward(views, token_ids)
-    loss = global_loss(
-        output,
-        batch.group_ids.to(world.device),
-        config.loss,
-        progress=step / parts.total_steps,
-        world=world,
-    )
+    loss = parts.objective(output, batch, gray_levels[0], progress=step / parts.total_steps)
     parts.engine.backward(loss.total)
     return loss, parts.engine.step(config.optim.clip_norm)
 
@@ -178,6 +172,7 @@ def _restore(
         message = f"{checkpoint.folder}: weights do not fit the configured model ({error})"
         raise CheckpointError(message) from error
     parts.engine.load_optimizer(checkpoint.folder)
+    parts.objective.memory.load(checkpoint.folder)
     ema = None
     if config.ema_decay is not None:
         ema = load_weights(checkpoint, ema=True) or _copy(model.state_dict())

@@ -5,16 +5,71 @@ loss, which makes W ranks on B/W samples each equal to one process on B, for any
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.distributed import World, gather_rows, gather_rows_with_gradient
 from vlm.losses import LossTerm, total_loss
-from vlm.types import DualEncoderOutput, Features, LossOutput
+from vlm.train.memory import LossMemory
+from vlm.train.teacher import Teacher
+from vlm.types import Batch, DualEncoderOutput, Features, LossOutput
 
-__all__ = ["global_loss"]
+__all__ = ["Objective", "global_loss"]
+
+
+class Objective:
+    """The loss of a run: its terms, what they remember, and the teacher that some of them follow.
+
+    Args:
+        terms: The loss, as configured.
+        memory: What terms remember; changed by every call.
+        teacher: A frozen model, if a term needs one.
+        world: The ranks.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[LossTerm],
+        *,
+        memory: LossMemory,
+        teacher: Teacher | None,
+        world: World,
+    ) -> None:
+        self.memory = memory
+        self._terms = terms
+        self._teacher = teacher
+        self._world = world
+
+    @property
+    def teacher_fingerprint(self) -> str | None:
+        return None if self._teacher is None else self._teacher.fingerprint
+
+    def __call__(
+        self,
+        output: DualEncoderOutput,
+        batch: Batch,
+        gray_levels: Float[Tensor, "batch channel height width"],
+        *,
+        progress: float,
+    ) -> LossOutput:
+        """The loss of a step, remembered; see `global_loss`. `gray_levels` is for the teacher."""
+        device = self._world.device
+        teacher = None
+        if self._teacher is not None:
+            teacher = self._teacher.embed(gray_levels, batch.token_ids.to(device))
+        return global_loss(
+            output,
+            batch.group_ids.to(device),
+            self._terms,
+            progress=progress,
+            world=self._world,
+            sample_ids=batch.sample_ids.to(device),
+            memory=self.memory,
+            teacher=teacher,
+        )
 
 
 def global_loss(
@@ -24,10 +79,14 @@ def global_loss(
     *,
     progress: float,
     world: World,
+    sample_ids: Int64[Tensor, " batch"] | None = None,
+    memory: LossMemory | None = None,
+    teacher: DualEncoderOutput | None = None,
 ) -> LossOutput:
     """Gather the features of all ranks and sum the weighted loss terms.
 
-    Of several views of the images each gives a loss with the captions, and the total is their mean.
+    Of several views of the images each gives a loss with the captions, and the total is their mean;
+    what terms remember is of the first.
 
     Args:
         output: This rank's embeddings, logit scale and bias.
@@ -35,6 +94,9 @@ def global_loss(
         terms: The loss, as configured.
         progress: Fraction of training done, in [0, 1]; drives weight schedules.
         world: The ranks. All must bring equally many rows.
+        sample_ids: This rank's samples; needed for `memory`.
+        memory: What terms remember, changed by this call; none lets them start anew.
+        teacher: A frozen model's embeddings of this rank's batch.
 
     Returns:
         The total and its statistics, with `modality_gap` (distance between the centroids of the
@@ -43,23 +105,30 @@ def global_loss(
     own = [output.text, output.image, *output.more_images]
     # All in one message, [batch len(own)*dim].
     gathered = gather_rows_with_gradient(torch.cat(own, dim=1).float(), world)
-    text, *views = gathered.chunk(len(own), dim=1)
-    scale = output.logit_scale.float()
-    bias = None if output.logit_bias is None else output.logit_bias.float()
-    groups = gather_rows(group_ids, world)
+    text, first, *others = gathered.chunk(len(own), dim=1)
+    taught = None
+    if teacher is not None:
+        taught = gather_rows(torch.cat([teacher.image, teacher.text], dim=1), world)
+    features = Features(
+        image=first,
+        text=text,
+        logit_scale=output.logit_scale.float(),
+        logit_bias=None if output.logit_bias is None else output.logit_bias.float(),
+        group_ids=gather_rows(group_ids, world),
+        teacher_image=None if taught is None else taught.chunk(2, dim=1)[0],
+        teacher_text=None if taught is None else taught.chunk(2, dim=1)[1],
+        teacher_logit_scale=None if teacher is None else teacher.logit_scale.float(),
+    )
+    every = None if sample_ids is None else gather_rows(sample_ids, world)
+    recalled = None if memory is None or every is None else memory.recall(every)
     results = [
-        total_loss(
-            terms,
-            Features(image=image, text=text, logit_scale=scale, logit_bias=bias, group_ids=groups),
-            progress=progress,
-        )
-        for image in views
+        total_loss(terms, replace(features, image=image), progress=progress, memory=recalled)
+        for image in (first, *others)
     ]
-    gap = (views[0].mean(dim=0) - text.mean(dim=0)).norm().detach()
-    statistics = {
-        **results[0].statistics,
-        "modality_gap": gap,
-        "logit_scale": scale.detach()[0],
-    }
+    if memory is not None and every is not None:
+        memory.keep(every, results[0].memory)
+    gap = (first.mean(dim=0) - text.mean(dim=0)).norm().detach()
+    scale = features.logit_scale.detach()[0]
+    statistics = {**results[0].statistics, "modality_gap": gap, "logit_scale": scale}
     total = torch.stack([result.total for result in results]).mean()
     return LossOutput(total=total, statistics=statistics)

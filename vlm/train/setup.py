@@ -18,11 +18,15 @@ from vlm.data.samples import hash_text
 from vlm.data.stream import Source, TrainStream
 from vlm.distributed import World
 from vlm.errors import ConfigError
+from vlm.losses import initial_sample_values
 from vlm.models import DualEncoder
 from vlm.optim import build_optimizer
 from vlm.preprocess import build_tokenizer, prepare_image, stack_images
 from vlm.train.config import TrainConfig
 from vlm.train.engine import Engine, TorchEngine
+from vlm.train.memory import LossMemory
+from vlm.train.objective import Objective
+from vlm.train.teacher import load_teacher
 
 __all__ = ["Parts", "build_model", "build_parts", "resume_facts"]
 
@@ -32,6 +36,7 @@ class Parts:
     """What the loop drives."""
 
     engine: Engine
+    objective: Objective
     stream: TrainStream
     total_steps: int
     num_samples: int
@@ -94,6 +99,7 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     fingerprints = [fact["fingerprint"] for fact in facts]
     return Parts(
         engine=_build_engine(config, model, world),
+        objective=_build_objective(config, sources, world),
         stream=stream,
         total_steps=total_steps,
         num_samples=num_samples,
@@ -171,7 +177,23 @@ def resume_facts(config: TrainConfig, parts: Parts) -> dict[str, Any]:
         "curriculum": [stage.model_dump(mode="json") for stage in config.data.curriculum],
         "total_steps": parts.total_steps,
         "data_fingerprint": parts.data_fingerprint,
+        "teacher": parts.objective.teacher_fingerprint,
     }
+
+
+def _build_objective(config: TrainConfig, sources: list[Source], world: World) -> Objective:
+    remembering = sources if initial_sample_values(config.loss) else []
+    ids = [
+        source.reader.sample_ids(np.arange(source.reader.num_samples)) ^ source.salt
+        for source in remembering
+    ]
+    teacher = None
+    if config.teacher is not None:
+        teacher = load_teacher(
+            config.teacher, image=config.image, tokenizer=config.tokenizer, device=world.device
+        )
+    memory = LossMemory(config.loss, np.concatenate([np.empty(0, np.int64), *ids]), world)
+    return Objective(config.loss, memory=memory, teacher=teacher, world=world)
 
 
 def _build_engine(config: TrainConfig, model: DualEncoder, world: World) -> Engine:

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -220,6 +221,9 @@ def features(bias: bool = True) -> Features:
         logit_scale=SCALE.float(),
         logit_bias=BIAS.float() if bias else None,
         group_ids=GROUPS,
+        teacher_image=unit_rows(8, 9, seed=2).float(),
+        teacher_text=unit_rows(8, 9, seed=3).float(),
+        teacher_logit_scale=torch.tensor([20.0]),
     )
 
 
@@ -254,7 +258,8 @@ def test_a_weight_schedule_that_does_not_rise_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dcl", "alignment", "uniformity",
-                                  "cross_uniformity", "centroid_uniformity"])  # fmt: skip
+                                  "cross_uniformity", "centroid_uniformity", "cyclip", "soft_clip",
+                                  "distillation"])  # fmt: skip
 def test_every_term_computes_a_finite_scalar(kind: str) -> None:
     value, statistics = term({"type": kind}).compute(features())
     assert value.shape == ()
@@ -265,3 +270,15 @@ def test_every_term_computes_a_finite_scalar(kind: str) -> None:
 def test_the_sigmoid_term_needs_a_bias() -> None:
     with pytest.raises(ValueError, match="needs a logit bias"):
         term({"type": "siglip"}).compute(features(bias=False))
+
+
+@pytest.mark.parametrize("kind", ["soft_clip", "distillation"])
+def test_a_term_with_a_teacher_says_that_there_is_none(kind: str) -> None:
+    given = dataclasses.replace(features(), teacher_text=None)
+    with pytest.raises(ValueError, match=f"{kind} needs the embeddings of a teacher"):
+        term({"type": kind}).compute(given)
+
+
+def test_cyclip_weighs_its_two_parts() -> None:
+    value, parts = term({"type": "cyclip", "in_modal": 2.0, "cross_modal": 3.0}).compute(features())
+    assert_close(value, 2 * parts["in_modal"] + 3 * parts["cross_modal"])

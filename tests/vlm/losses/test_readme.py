@@ -30,6 +30,9 @@ def features() -> Features:
         logit_scale=torch.tensor([14.3]),
         logit_bias=torch.tensor([-10.0]),
         group_ids=torch.arange(8),
+        teacher_image=unit_rows(8, 9, seed=2).float(),
+        teacher_text=unit_rows(8, 9, seed=3).float(),
+        teacher_logit_scale=torch.tensor([20.0]),
     )
 
 

@@ -9,11 +9,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from tests.distributed import run_ranks
-from tests.support import TINY_MODEL
+from tests.support import TINY_MODEL, unit_rows
 from vlm.distributed import World, any_rank
 from vlm.losses import LossTerm
 from vlm.models import DualEncoder, DualEncoderConfig
+from vlm.train.memory import LossMemory
 from vlm.train.objective import global_loss
+from vlm.types import DualEncoderOutput
 
 LOSSES: dict[str, list[dict[str, Any]]] = {
     "clip": [{"type": "clip"}],
@@ -21,10 +23,19 @@ LOSSES: dict[str, list[dict[str, Any]]] = {
     "siglip": [{"type": "siglip"}],
     "gap": [{"type": "alignment"}, {"type": "uniformity"}, {"type": "cross_uniformity"},
             {"type": "centroid_uniformity"}],
+    "dcl": [{"type": "dcl", "weight_sigma": 0.5}],
+    "cyclip": [{"type": "clip"}, {"type": "cyclip"}],
+    "soft": [{"type": "soft_clip", "similarity": "own"}, {"type": "distillation", "weight": 2}],
+    "masked": [{"type": "clip", "false_negatives": {"by": "either", "cosine": 0.3}}],
+    "sogclr": [{"type": "sogclr", "gamma": 0.4}],
+    "isogclr": [{"type": "isogclr", "gamma": 0.4, "init_temperature": 0.1}],
+    "fastclip_v3": [{"type": "fastclip_v3", "gamma": 0.4}],
+    "guarded": [{"type": "clip"}, {"type": "alignment", "weight": 2, "guard": {"gap_floor": 1.9}}],
     "sum": [{"type": "clip"}, {"type": "siglip", "weight": 0.3}, {"type": "alignment", "weight": 2},
             {"type": "uniformity", "weight": 0.5}],
 }  # fmt: skip
 BATCH = 12
+SAMPLE_IDS = torch.arange(BATCH) * 7919 - 30_000
 
 
 def build() -> DualEncoder:
@@ -41,6 +52,15 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return images, token_ids, groups
 
 
+def teacher(world: World) -> DualEncoderOutput:
+    own = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
+    return DualEncoderOutput(
+        image=unit_rows(BATCH, 5, seed=1)[own].float(),
+        text=unit_rows(BATCH, 5, seed=2)[own].float(),
+        logit_scale=torch.tensor([9.0]),
+    )
+
+
 def step(world: World, names: list[str]) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
     results = {}
     images, token_ids, groups = inputs()
@@ -49,8 +69,15 @@ def step(world: World, names: list[str]) -> dict[str, tuple[float, dict[str, tor
         model = build()
         wrapped = DistributedDataParallel(model) if world.size > 1 else model
         terms = [TypeAdapter(LossTerm).validate_python(tree) for tree in LOSSES[name]]
+        more: dict[str, Any] = {
+            "progress": 0.5, "world": world, "sample_ids": SAMPLE_IDS[own],
+            "memory": LossMemory(terms, SAMPLE_IDS.numpy(), world), "teacher": teacher(world),
+        }  # fmt: skip
+        with torch.no_grad():  # a step before, so that there is something to remember
+            first = build()(images[own].flip(3), token_ids[own].roll(1, 1))
+            global_loss(first, groups[own], terms, **more)
         output = wrapped(images[own], token_ids[own])
-        loss = global_loss(output, groups[own], terms, progress=0.5, world=world)
+        loss = global_loss(output, groups[own], terms, **more)
         # Every parameter takes part, as data parallelism wants, whatever the loss uses.
         used = sum(0.0 * p.sum() for p in wrapped.parameters())
         (loss.total + used).backward()
@@ -60,7 +87,7 @@ def step(world: World, names: list[str]) -> dict[str, tuple[float, dict[str, tor
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_ranks_together_equal_one_process(size: int) -> None:
     names = list(LOSSES)
     expected = step(World(), names)

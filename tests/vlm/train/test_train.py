@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.distributed import run_ranks
-from tests.support import TINY_MODEL, drawn_samples, write_dataset
+from tests.support import TINY_MODEL, drawn_samples, tiny_bundle, write_dataset
 from vlm.config import validate_config
 from vlm.data.manifest import build_manifest
 from vlm.data.samples import Sample
@@ -132,10 +132,11 @@ def test_two_runs_of_one_seed_are_bitwise_equal_and_other_seeds_are_not(tmp_path
         assert_same_weights(first, other)
 
 
-def forget_after_step_5(config: TrainConfig) -> None:
-    """As if the machine had died at step 9."""
-    for number in (10, 12):
-        shutil.rmtree(config.run_folder / "checkpoints" / f"step-{number:08d}")
+def forget_after(config: TrainConfig, step: int) -> None:
+    """As if the machine had died before the next checkpoint."""
+    for folder in (config.run_folder / "checkpoints").glob("step-*"):
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(tmp_path: Path) -> N
     run(straight)
     broken = configured(tmp_path, name="broken", keep_checkpoints=9)
     run(broken)
-    forget_after_step_5(broken)
+    forget_after(broken, 5)
     (broken.run_folder / "checkpoints" / ".draft-00000010").mkdir()
     assert run(broken, resume=True) == 12
     assert_same_weights(straight, broken)
@@ -153,10 +154,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(tmp_path: Path) -> N
     assert kept[0] == kept[1]
 
 
-def command(tmp_path: Path, name: str, *more: str) -> list[str]:
+def command(tmp_path: Path, name: str, **changes: Any) -> list[str]:
     path = tmp_path / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(tree(tmp_path, name=name, steps=60)))
-    return [sys.executable, "-m", "vlm", "train", str(path), "--resume", *more]
+    path.write_text(yaml.safe_dump(tree(tmp_path, name=name, steps=60, **changes)))
+    return [sys.executable, "-m", "vlm", "train", str(path), "--resume"]
 
 
 def environment() -> dict[str, str]:
@@ -404,7 +405,7 @@ def test_a_mixture_trains_logs_its_shares_and_resumes_to_the_same_weights(tmp_pa
 
     halves = configured(tmp_path, name="halves", data=data, keep_checkpoints=9)
     run(halves)
-    forget_after_step_5(halves)
+    forget_after(halves, 5)
     run(halves, resume=True)
     assert_same_weights(whole, halves)
 
@@ -420,7 +421,7 @@ def test_several_views_train_and_resume_to_the_same_weights(tmp_path: Path) -> N
     run(whole)
     halves = configured(tmp_path, name="halves", data=data, keep_checkpoints=9)
     run(halves)
-    forget_after_step_5(halves)
+    forget_after(halves, 5)
     run(halves, resume=True)
     assert_same_weights(whole, halves)
 
@@ -432,3 +433,113 @@ def test_small_views_of_another_size_need_a_tower_that_reads_them(tmp_path: Path
         configured(tmp_path, data=data)
     model = {**TINY_MODEL, "image": {"type": "timm", "name": "resnet10t"}}
     assert run(configured(tmp_path, data=data, model=model, steps=2)) == 2
+
+
+REMEMBERING: list[dict[str, Any]] = [
+    {"type": "fastclip_v3", "gamma": 0.3},
+    {"type": "isogclr", "weight": 0.2, "init_temperature": 0.1},
+    {"type": "alignment", "weight": {"at": [0, 1], "value": [0, 1]}, "guard": {"gap_floor": 1.0}},
+]
+
+
+def final_memory(config: TrainConfig) -> dict[str, torch.Tensor]:
+    checkpoint = latest_checkpoint(config.run_folder / "checkpoints")
+    assert checkpoint is not None
+    return load_file(checkpoint.folder / "memory-00000.safetensors")
+
+
+def test_a_loss_that_remembers_resumes_to_the_same_weights_and_memory(tmp_path: Path) -> None:
+    straight = configured(tmp_path, name="straight", loss=REMEMBERING)
+    broken = configured(tmp_path, name="broken", loss=REMEMBERING, keep_checkpoints=9)
+    run(straight)
+    run(broken)
+    forget_after(broken, 5)
+    assert run(broken, resume=True) == 12
+    assert_same_weights(straight, broken)
+    first, second = final_memory(straight), final_memory(broken)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    seen = first["fastclip_v3/log_image"].isfinite()
+    assert len(seen) == 64
+    assert int(seen.sum()) > 32
+    assert not torch.equal(first["isogclr/temperature_text"], torch.full((64,), 0.1))
+
+
+def test_a_loss_that_remembers_more_than_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    run(configured(tmp_path))
+    with pytest.raises(CheckpointError, match="remembers nothing of sogclr/log_image"):
+        run(configured(tmp_path, loss=[{"type": "sogclr"}]), resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_ranks_remember_what_one_process_does(tmp_path: Path) -> None:
+    optim = {"type": "lion", "lr": 1e-3, "weight_decay": 0.1}
+    one = configured(tmp_path, name="one", loss=REMEMBERING, optim=optim)
+    two = configured(tmp_path, name="two", loss=REMEMBERING, optim=optim, keep_checkpoints=9)
+    run(one)
+    assert run_ranks(2, train_on_ranks, two, False) == [12, 12]
+    assert [r["loss"] for r in records(two)] == pytest.approx(
+        [r["loss"] for r in records(one)], rel=2e-5
+    )
+    forget_after(two, 5)
+    run(two, resume=True)  # on one process, from the parts of both
+    assert [r["loss"] for r in records(two)] == pytest.approx(
+        [r["loss"] for r in records(one)], rel=2e-5
+    )
+
+
+def test_a_run_follows_a_teacher_and_resumes_with_no_other(tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "teacher", seed=1)
+    tiny_bundle(tmp_path / "another", seed=2)
+    loss: list[dict[str, Any]] = [
+        {"type": "distillation"}, {"type": "soft_clip", "weight": 0.5},
+        {"type": "clip", "weight": 0.1, "false_negatives": {"cosine": 0.9}},
+    ]  # fmt: skip
+    config = configured(tmp_path, loss=loss, teacher={"bundle": str(tmp_path / "teacher")})
+    run(config)
+    found = records(config)
+    assert found[-1]["distillation"] < found[0]["distillation"]
+    assert 0 <= found[-1]["clip/masked_fraction"] <= 1
+    changed = configured(tmp_path, loss=loss, teacher={"bundle": str(tmp_path / "another")})
+    with pytest.raises(CheckpointError, match="these differ: teacher"):
+        run(changed, resume=True)
+    shutil.move(tmp_path / "teacher", tmp_path / "moved")
+    moved = configured(tmp_path, loss=loss, teacher={"bundle": str(tmp_path / "moved")})
+    assert run(moved, resume=True) == 12
+
+
+def test_a_term_and_a_teacher_need_each_other(tmp_path: Path) -> None:
+    teacher = {"bundle": "somewhere"}
+    loss: list[dict[str, Any]]
+    for loss in ([{"type": "distillation"}], [{"type": "dcl", "false_negatives": {}}]):
+        with pytest.raises(ConfigError, match="needs a teacher: set teacher.bundle"):
+            configured(tmp_path, loss=loss)
+        assert configured(tmp_path, loss=loss, teacher=teacher).teacher is not None
+    with pytest.raises(ConfigError, match="no term of the loss asks the teacher"):
+        configured(tmp_path, teacher=teacher)
+    twice = [{"type": "sogclr"}, {"type": "sogclr"}]
+    with pytest.raises(ConfigError, match="sogclr is listed twice"):
+        configured(tmp_path, loss=twice)
+
+
+@pytest.mark.slow
+def test_a_killed_process_that_remembers_resumes_to_the_same_memory(tmp_path: Path) -> None:
+    straight, broken = (
+        configured(tmp_path, name=name, steps=60, loss=REMEMBERING)
+        for name in ("straight", "broken")
+    )
+    run(straight)
+    process = subprocess.Popen(
+        command(tmp_path, "broken", loss=REMEMBERING), env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for_step(broken, 17, process)
+    process.kill()
+    process.communicate(timeout=120)
+    assert process.returncode == -9
+    again = command(tmp_path, "broken", loss=REMEMBERING)
+    subprocess.run(again, check=True, env=environment(), capture_output=True)
+    assert_same_weights(straight, broken)
+    first, second = final_memory(straight), final_memory(broken)
+    assert all(torch.equal(first[name], second[name]) for name in first)
