@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from vlm.cli.data_filter import filter_dataset
+from vlm.cli.data_stats import describe_dataset
 from vlm.cli.data_write import write
 from vlm.cli.progress import StageProgress
 from vlm.errors import DataError
@@ -23,6 +24,7 @@ fetch_app = typer.Typer(help="Build a known dataset from public packages.")
 app.add_typer(fetch_app, name="fetch")
 app.command()(write)
 app.command("filter")(filter_dataset)
+app.command("stats")(describe_dataset)
 
 
 @fetch_app.command()
