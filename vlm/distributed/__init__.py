@@ -5,6 +5,7 @@ from vlm.distributed.collectives import (
     barrier,
     gather_rows,
     gather_rows_with_gradient,
+    sum_with_gradient,
 )
 from vlm.distributed.world import World, connected_world
 
@@ -15,4 +16,5 @@ __all__ = [
     "connected_world",
     "gather_rows",
     "gather_rows_with_gradient",
+    "sum_with_gradient",
 ]

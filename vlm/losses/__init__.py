@@ -1,5 +1,6 @@
 """Pure tensor mathematics: unit rows in, scalars out. No ranks, no gathering, no towers."""
 
+from vlm.losses.caption import caption_loss
 from vlm.losses.contrastive import clip_loss
 from vlm.losses.decoupled import dcl_loss
 from vlm.losses.gap import alignment, centroid_uniformity, cross_uniformity, uniformity
@@ -12,6 +13,7 @@ __all__ = [
     "WeightSchedule",
     "WeightedTerm",
     "alignment",
+    "caption_loss",
     "centroid_uniformity",
     "clip_loss",
     "cross_uniformity",

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from vlm.losses.caption import CaptionTerm
 from vlm.losses.contrastive import SameGroup, clip_loss
 from vlm.losses.decoupled import dcl_loss
 from vlm.losses.gap import alignment, centroid_uniformity, cross_uniformity, uniformity
@@ -17,6 +18,7 @@ from vlm.types import Features, LossOutput
 
 __all__ = [
     "AlignmentTerm",
+    "CaptionTerm",
     "CentroidUniformityTerm",
     "ClipTerm",
     "CrossUniformityTerm",
@@ -158,7 +160,8 @@ LossTerm = Annotated[
     | AlignmentTerm
     | UniformityTerm
     | CrossUniformityTerm
-    | CentroidUniformityTerm,
+    | CentroidUniformityTerm
+    | CaptionTerm,
     Field(discriminator="type"),
 ]
 

@@ -5,14 +5,15 @@ loss, which makes W ranks on B/W samples each equal to one process on B, for any
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from vlm.distributed import World, gather_rows, gather_rows_with_gradient
+from vlm.distributed import World, gather_rows, gather_rows_with_gradient, sum_with_gradient
 from vlm.losses import LossTerm, total_loss
-from vlm.types import DualEncoderOutput, Features, LossOutput
+from vlm.types import Captions, DualEncoderOutput, Features, LossOutput
 
 __all__ = ["global_loss"]
 
@@ -46,6 +47,9 @@ def global_loss(
         logit_scale=output.logit_scale.float(),
         logit_bias=None if output.logit_bias is None else output.logit_bias.float(),
         group_ids=gather_rows(group_ids, world),
+        captions=None
+        if output.captions is None
+        else Captions(rows=output.captions, sum_over_ranks=partial(sum_with_gradient, world=world)),
     )
     result = total_loss(terms, features, progress=progress)
     gap = (features.image.mean(dim=0) - features.text.mean(dim=0)).norm().detach()
