@@ -100,7 +100,7 @@ class _CaptionLossSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator] # torch has no types here
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         by_rows, by_matrix = (
             None if saved is None else saved * gradients[0].to(saved.dtype)

@@ -12,7 +12,7 @@ from vlm.data.dataset import SourceConfig, StageConfig
 from vlm.data.remote import RemoteConfig
 from vlm.data.stream import StreamConfig
 from vlm.losses import LossTerm
-from vlm.models import DualEncoderConfig
+from vlm.models import ModelConfig
 from vlm.optim import OptimizerConfig
 from vlm.preprocess import ImageConfig, TokenizerConfig
 
@@ -117,7 +117,7 @@ class TrainConfig(Config):
     image: ImageConfig = ImageConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig
-    model: DualEncoderConfig
+    model: ModelConfig
     loss: list[LossTerm] = Field(min_length=1)
     optim: OptimizerConfig
     engine: EngineConfig = TorchEngineConfig()
@@ -140,6 +140,12 @@ class TrainConfig(Config):
         needs_bias = any(term.type == "siglip" for term in self.loss)
         if needs_bias and self.model.init_logit_bias is None:
             message = "loss siglip needs a logit bias: set model.init_logit_bias, e.g. -10"
+            raise ValueError(message)
+        if (self.model.type == "coca") != any(term.type == "caption" for term in self.loss):
+            message = (
+                f"model.type={self.model.type}: a coca, and only a coca, is trained with the loss "
+                f"caption. Add or remove {{type: caption}}, or choose the other model"
+            )
             raise ValueError(message)
         return self
 
