@@ -37,6 +37,15 @@ TINY_MODEL: dict[str, Any] = {
     "text": {"type": "transformer", "width": 32, "layers": 1, "heads": 2},
 }
 
+TINY_COCA: dict[str, Any] = {
+    "type": "coca",
+    "dim": 16,
+    "image": {"type": "vit", "width": 32, "layers": 1, "head_width": 16, "patch_size": 8},
+    "text": {"width": 32, "heads": 2, "unimodal_layers": 1, "multimodal_layers": 2},
+    "caption_queries": 6,
+    "pooler_heads": 2,
+}
+
 
 def unit_rows(count: int, dim: int, *, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)

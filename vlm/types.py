@@ -11,15 +11,31 @@ Axis words used in shape annotations everywhere:
     channel height width   of an image
     class         classes of a zero-shot task
     template      prompts of one class
+    position      places at which a decoder predicts the next token
+    width         inner width of a tower
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-__all__ = ["Batch", "DualEncoderOutput", "Features", "LossOutput", "Memory", "Tokenize"]
+__all__ = [
+    "IGNORED_TOKEN",
+    "Batch",
+    "CaptionRows",
+    "Captions",
+    "DualEncoderOutput",
+    "Features",
+    "LossOutput",
+    "Memory",
+    "Tokenize",
+]
+
+IGNORED_TOKEN: Final = -100
+"""A target that is no token. Not the padding id 0, which is a token too: `!` before a mark."""
 
 Tokenize = Callable[[list[str]], Int64[Tensor, "batch token"]]
 """Captions to padded token ids."""
@@ -38,6 +54,16 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CaptionRows:
+    """What a captioning decoder returns: logits are `hidden @ vocabulary.T`, for who can pay."""
+
+    hidden: Float[Tensor, "batch position width"]
+    targets: Int64[Tensor, "batch position"]
+    """The next token, or `IGNORED_TOKEN` after the end of a caption."""
+    vocabulary: Float[Tensor, "vocab width"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class DualEncoderOutput:
     """What a dual encoder returns for one micro-batch."""
 
@@ -50,6 +76,17 @@ class DualEncoderOutput:
     logit_bias: Float[Tensor, "1"] | None = None
     more_images: tuple[Float[Tensor, "batch dim"], ...] = ()
     """Unit rows of further views of the same images."""
+    captions: CaptionRows | None = None
+    """Of a model that also writes captions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """One rank's caption rows, too large to gather, and how its sums become those of all ranks."""
+
+    rows: CaptionRows
+    sum_over_ranks: Callable[[Float[Tensor, " sums"]], Float[Tensor, " sums"]]
+    """Differentiable; the identity in a world of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +98,7 @@ class Features:
     logit_scale: Float[Tensor, "1"]
     logit_bias: Float[Tensor, "1"] | None
     group_ids: Int64[Tensor, " global_batch"]
+    captions: Captions | None = None
     teacher_image: Float[Tensor, "global_batch teacher_dim"] | None = None
     """Unit rows of a frozen teacher, where the run has one; no gradient."""
     teacher_text: Float[Tensor, "global_batch teacher_dim"] | None = None

@@ -34,7 +34,8 @@ def test_configs_of_other_objectives_differ_from_the_demo_in_the_objective_alone
         "name": ...,
         "loss": ...,
         "teacher": ...,
-        "model": {"init_logit_scale", "init_logit_bias"},
+        # A model that captions has towers of its own.
+        "model": ... if "coca" in path.name else {"init_logit_scale", "init_logit_bias"},
     }
     demo, other = (
         load_config(TrainConfig, ROOT / "configs/train" / name, []).model_dump(exclude=own)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 import vlm
+from vlm.cli.caption import caption
 from vlm.cli.data import app as data_app
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
-for verb in (train, evaluate, export, index, serve):
+for verb in (train, evaluate, export, caption, index, serve):
     app.command()(verb)
 
 

@@ -6,6 +6,7 @@ from vlm.distributed.collectives import (
     gather_rows,
     gather_rows_with_gradient,
     sum_over_ranks,
+    sum_with_gradient,
 )
 from vlm.distributed.world import World, connected_world
 
@@ -17,4 +18,5 @@ __all__ = [
     "gather_rows",
     "gather_rows_with_gradient",
     "sum_over_ranks",
+    "sum_with_gradient",
 ]

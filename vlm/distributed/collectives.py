@@ -8,7 +8,14 @@ from torch import Tensor
 
 from vlm.distributed.world import World
 
-__all__ = ["any_rank", "barrier", "gather_rows", "gather_rows_with_gradient", "sum_over_ranks"]
+__all__ = [
+    "any_rank",
+    "barrier",
+    "gather_rows",
+    "gather_rows_with_gradient",
+    "sum_over_ranks",
+    "sum_with_gradient",
+]
 
 
 def gather_rows(rows: Tensor, world: World) -> Tensor:
@@ -56,6 +63,32 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total
+
+
+def sum_with_gradient(values: Tensor, world: World) -> Tensor:
+    """The sum over all ranks of equally shaped tensors, the same on every rank.
+
+    The backward pass sums gradients too: as with `gather_rows_with_gradient`, W equal losses give
+    W times the true gradient, and the mean of data parallelism divides it by W again.
+    """
+    if world.size == 1:
+        return values
+    total: Tensor = _Sum.apply(values, world)  # type: ignore[no-untyped-call] # torch has no types here
+    return total
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, world: World) -> Tensor:
+        total = values.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total, None
 
 
 def any_rank(flag: bool, world: World) -> bool:

@@ -8,7 +8,16 @@ from vlm.inference.bundle import (
     read_bundle_info,
     save_bundle,
 )
+from vlm.inference.captioner import Captioner
 from vlm.inference.encoder import Encoder
+from vlm.inference.generate import (
+    BeamSearch,
+    ContrastiveSearch,
+    GreedySearch,
+    NucleusSampling,
+    Strategy,
+    generate,
+)
 from vlm.inference.zero_shot import (
     class_embeddings,
     exclusive_probabilities,
@@ -18,13 +27,20 @@ from vlm.inference.zero_shot import (
 )
 
 __all__ = [
+    "BeamSearch",
     "Bundle",
     "BundleInfo",
+    "Captioner",
+    "ContrastiveSearch",
     "Encoder",
+    "GreedySearch",
     "ModalityMeans",
+    "NucleusSampling",
+    "Strategy",
     "class_embeddings",
     "exclusive_probabilities",
     "fill_templates",
+    "generate",
     "independent_probabilities",
     "load_bundle",
     "normalised",

@@ -1,11 +1,14 @@
 """A bundle: the immutable folder in which a trained model leaves training.
 
-    model.safetensors             weights under open_clip's names
-    open_clip_config.json         model_cfg and preprocess_cfg: plain open_clip opens the folder
+    model.safetensors             weights, of a dual encoder under open_clip's names
+    open_clip_config.json         of a dual encoder: model_cfg and preprocess_cfg, so that plain
+                                  open_clip opens the folder
+    coca_config.json              of a CoCa instead: its own configuration. open_clip cannot open
+                                  such a bundle, since its CoCa is another model
     tokenizer_config.vlm.json     which tokenizer, and its context length
     bpe_simple_vocab_16e6.txt.gz  the merges of the byte-pair tokenizer
-    bundle.json                   fingerprint, modality means, logit scale and bias, provenance,
-                                  metrics
+    bundle.json                   kind of model, fingerprint, modality means, logit scale and
+                                  bias, provenance, metrics
 
 The fingerprint is a hash of everything that decides an embedding: weights, architecture,
 preprocessing and tokenizer. Embeddings of equal fingerprints may be compared, others never.
@@ -18,7 +21,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import Field
 from safetensors import SafetensorError
@@ -26,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from vlm.config import Config, validate_config
 from vlm.errors import BundleError, ConfigError
-from vlm.models.dual_encoder import DualEncoder
+from vlm.models import CoCa, CocaConfig, DualEncoder, Model
 from vlm.preprocess import ImageConfig, TokenizerConfig, tokenizer_vocabulary
 
 __all__ = [
@@ -41,9 +44,11 @@ __all__ = [
 FORMAT_VERSION: Final = 1
 _WEIGHTS: Final = "model.safetensors"
 _OPEN_CLIP: Final = "open_clip_config.json"
+_COCA: Final = "coca_config.json"
 _TOKENIZER: Final = "tokenizer_config.vlm.json"
 _VOCABULARY: Final = "bpe_simple_vocab_16e6.txt.gz"
 _BUNDLE: Final = "bundle.json"
+_MISFITS: Final = (ConfigError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 
 class ModalityMeans(Config):
@@ -59,6 +64,8 @@ class BundleInfo(Config):
 
     format_version: int
     name: str
+    model_kind: Literal["dual_encoder", "coca"] = "dual_encoder"
+    """Which of the two configuration files is there, and what the weights are named after."""
     fingerprint: str
     """64 hex digits."""
     dim: int
@@ -78,15 +85,15 @@ class Bundle:
     """A loaded bundle: the model in evaluation mode, and what is known about it."""
 
     info: BundleInfo
-    model: DualEncoder
+    model: Model
 
 
 def save_bundle(
     folder: Path,
-    model: DualEncoder,
+    model: Model,
     *,
     name: str,
-    open_clip_config: dict[str, Any],
+    open_clip_config: dict[str, Any] | None = None,
     image: ImageConfig,
     tokenizer: TokenizerConfig,
     modality_means: ModalityMeans | None = None,
@@ -94,6 +101,8 @@ def save_bundle(
     metrics: dict[str, Any] | None = None,
 ) -> BundleInfo:
     """Write a bundle; the folder appears whole or not at all, and replaces an older bundle.
+
+    `open_clip_config` is the `model_cfg` of a dual encoder; a CoCa knows its own.
 
     Raises:
         BundleError: If `folder` exists and is not a bundle, which is never overwritten.
@@ -104,16 +113,15 @@ def save_bundle(
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        state = {k: v.detach().cpu().contiguous() for k, v in model.open_clip_state().items()}
-        save_file(state, draft / _WEIGHTS, metadata={"format": "pt"})
-        _write_json(draft / _OPEN_CLIP, _open_clip_file(open_clip_config, image))
+        dim = _write_model(draft, model, open_clip_config, image)
         _write_json(draft / _TOKENIZER, tokenizer.model_dump(mode="json"))
         shutil.copyfile(tokenizer_vocabulary(tokenizer), draft / _VOCABULARY)
         info = BundleInfo(
             format_version=FORMAT_VERSION,
             name=name,
-            fingerprint=_fingerprint(draft),
-            dim=int(open_clip_config["embed_dim"]),
+            model_kind=_kind(model),
+            fingerprint=_fingerprint(draft, _kind(model)),
+            dim=dim,
             logit_scale=float(model.logit_scale().item()),
             logit_bias=None if model.logit_bias is None else float(model.logit_bias.item()),
             modality_means=modality_means,
@@ -164,23 +172,57 @@ def load_bundle(folder: Path) -> Bundle:
     """
     info = read_bundle_info(folder)
     try:
-        found = _fingerprint(folder)
+        found = _fingerprint(folder, info.model_kind)
         if found != info.fingerprint:
             message = (
                 f"{folder}: altered since export. {_BUNDLE} promises fingerprint "
                 f"{info.fingerprint[:12]}, the files have {found[:12]}; copy the bundle again"
             )
             raise BundleError(message)
-        config = json.loads((folder / _OPEN_CLIP).read_text(encoding="utf-8"))["model_cfg"]
-        model = DualEncoder(_without_downloads(config))
-        model.load_open_clip_state(load_file(folder / _WEIGHTS))
+        model = _read_model(folder, info.model_kind)
     except OSError as error:
         message = f"{folder}: incomplete, cannot read {error.filename} ({error.strerror})"
         raise BundleError(message) from error
-    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except _MISFITS as error:
         message = f"{folder}: the files do not make a model ({error})"
         raise BundleError(message) from error
     return Bundle(info=info, model=model.eval())
+
+
+def _kind(model: Model) -> Literal["dual_encoder", "coca"]:
+    return "coca" if isinstance(model, CoCa) else "dual_encoder"
+
+
+def _write_model(
+    folder: Path, model: Model, open_clip_config: dict[str, Any] | None, image: ImageConfig
+) -> int:
+    """Write weights and configuration; returns the width of the embeddings."""
+    if isinstance(model, CoCa):
+        state, file, tree = model.state_dict(), _COCA, model.architecture
+        dim = tree["config"]["dim"]
+    else:
+        if open_clip_config is None:
+            message = "the bundle of a dual encoder needs its open_clip_config"
+            raise ValueError(message)
+        state, file = model.open_clip_state(), _OPEN_CLIP
+        tree, dim = _open_clip_file(open_clip_config, image), open_clip_config["embed_dim"]
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(plain, folder / _WEIGHTS, metadata={"format": "pt"})
+    _write_json(folder / file, tree)
+    return int(dim)
+
+
+def _read_model(folder: Path, kind: Literal["dual_encoder", "coca"]) -> Model:
+    if kind == "coca":
+        tree = json.loads((folder / _COCA).read_text(encoding="utf-8"))
+        config = validate_config(CocaConfig, tree["config"], source=str(folder / _COCA))
+        coca = CoCa(config, image_size=tree["image_size"], context_length=tree["context_length"])
+        coca.load_state_dict(load_file(folder / _WEIGHTS))
+        return coca
+    tree = json.loads((folder / _OPEN_CLIP).read_text(encoding="utf-8"))["model_cfg"]
+    model = DualEncoder(_without_downloads(tree))
+    model.load_open_clip_state(load_file(folder / _WEIGHTS))
+    return model
 
 
 def _open_clip_file(config: dict[str, Any], image: ImageConfig) -> dict[str, Any]:
@@ -196,9 +238,9 @@ def _without_downloads(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "vision_cfg": vision}
 
 
-def _fingerprint(folder: Path) -> str:
+def _fingerprint(folder: Path, kind: Literal["dual_encoder", "coca"]) -> str:
     digest = hashlib.sha256()
-    for name in (_WEIGHTS, _OPEN_CLIP, _TOKENIZER, _VOCABULARY):
+    for name in (_WEIGHTS, _COCA if kind == "coca" else _OPEN_CLIP, _TOKENIZER, _VOCABULARY):
         with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

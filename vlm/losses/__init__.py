@@ -1,5 +1,6 @@
 """Pure tensor mathematics: unit rows in, scalars out. No ranks, no gathering, no towers."""
 
+from vlm.losses.caption import caption_loss
 from vlm.losses.consistency import cyclic_consistency
 from vlm.losses.contrastive import clip_loss
 from vlm.losses.decoupled import dcl_loss
@@ -17,6 +18,7 @@ __all__ = [
     "WeightSchedule",
     "WeightedTerm",
     "alignment",
+    "caption_loss",
     "centroid_uniformity",
     "clip_loss",
     "cross_uniformity",

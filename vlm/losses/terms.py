@@ -7,6 +7,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from vlm.losses.caption import CaptionTerm
 from vlm.losses.compositional_terms import FastclipV3Term, IsogclrTerm, SogclrTerm
 from vlm.losses.consistency import cyclic_consistency
 from vlm.losses.contrastive import clip_loss
@@ -23,6 +24,7 @@ from vlm.types import Features, LossOutput, Memory
 
 __all__ = [
     "AlignmentTerm",
+    "CaptionTerm",
     "CentroidUniformityTerm",
     "ClipTerm",
     "CrossUniformityTerm",
@@ -201,7 +203,8 @@ LossTerm = Annotated[
     | DistillationTerm
     | SogclrTerm
     | IsogclrTerm
-    | FastclipV3Term,
+    | FastclipV3Term
+    | CaptionTerm,
     Field(discriminator="type"),
 ]
 

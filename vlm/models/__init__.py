@@ -1,6 +1,19 @@
-"""Towers and the dual encoder made of them."""
+"""Towers, and the models made of them."""
 
+from vlm.models.build import Model, ModelConfig, build_model
+from vlm.models.coca import CoCa, CocaConfig
 from vlm.models.dual_encoder import DualEncoder, DualEncoderConfig, clamp_logit_scale
 from vlm.models.towers import ImageTower, TextTower
 
-__all__ = ["DualEncoder", "DualEncoderConfig", "ImageTower", "TextTower", "clamp_logit_scale"]
+__all__ = [
+    "CoCa",
+    "CocaConfig",
+    "DualEncoder",
+    "DualEncoderConfig",
+    "ImageTower",
+    "Model",
+    "ModelConfig",
+    "TextTower",
+    "build_model",
+    "clamp_logit_scale",
+]

@@ -6,7 +6,7 @@ prefixes. The logit scale is a parameter of shape [1], because sharding engines 
 
 import itertools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -164,7 +164,14 @@ def _text_features(tower: Any, token_ids: Int64[Tensor, "batch token"]) -> Tenso
     return pooled if tower.text_projection is None else pooled @ tower.text_projection
 
 
-def clamp_logit_scale(model: DualEncoder) -> None:
+@runtime_checkable
+class HasLogitScale(Protocol):
+    """A model that scales cosines."""
+
+    log_logit_scale: nn.Parameter
+
+
+def clamp_logit_scale(model: HasLogitScale) -> None:
     """Bring the learnt log logit scale back into [0, ln 100] after an optimizer step."""
     with torch.no_grad():
         model.log_logit_scale.clamp_(0.0, MAX_LOG_LOGIT_SCALE)

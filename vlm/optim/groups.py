@@ -8,7 +8,13 @@ from torch import nn
 __all__ = ["parameter_groups"]
 
 _SCALARS = ("log_logit_scale", "logit_bias")
-_NEVER_DECAYED = ("positional_embedding", "class_embedding", "pos_embed", "cls_token")
+_NEVER_DECAYED = (
+    "positional_embedding",
+    "class_embedding",
+    "query_embedding",
+    "pos_embed",
+    "cls_token",
+)
 
 
 def parameter_groups(

@@ -22,6 +22,7 @@ from vlm.preprocess.images import (
 from vlm.preprocess.reencode import reencode_image
 from vlm.preprocess.tokens import (
     TokenizerConfig,
+    build_detokenizer,
     build_tokenizer,
     tokenizer_vocabulary,
     trim_padding,
@@ -32,6 +33,7 @@ __all__ = [
     "ImageConfig",
     "Pixels",
     "TokenizerConfig",
+    "build_detokenizer",
     "build_tokenizer",
     "decode_image",
     "decode_picture",

@@ -14,7 +14,13 @@ from torch import Tensor
 from vlm.config import Config
 from vlm.types import Tokenize
 
-__all__ = ["TokenizerConfig", "build_tokenizer", "tokenizer_vocabulary", "trim_padding"]
+__all__ = [
+    "TokenizerConfig",
+    "build_detokenizer",
+    "build_tokenizer",
+    "tokenizer_vocabulary",
+    "trim_padding",
+]
 
 _WORDS_REMEMBERED = 65_536
 
@@ -38,6 +44,13 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenize:
     return partial(_tokenize, tokenizer, {}, config.context_length)
 
 
+def build_detokenizer(config: TokenizerConfig) -> Callable[[list[int]], str]:
+    """The function from token ids to text, up to the end mark if there is one; lower case."""
+    from open_clip.tokenizer import SimpleTokenizer  # noqa: PLC0415 - seconds, and data verbs skip it
+
+    return partial(_detokenize, SimpleTokenizer(context_length=config.context_length))
+
+
 def tokenizer_vocabulary(config: TokenizerConfig) -> Path:
     """The file of merges that the tokenizer was built from."""
     from open_clip.tokenizer import default_bpe  # noqa: PLC0415 - seconds, and data verbs skip it
@@ -59,6 +72,13 @@ def _tokenize(
         tokens.append(tokenizer.eot_token_id)
         row[: len(tokens)] = tokens
     return torch.from_numpy(ids)
+
+
+def _detokenize(tokenizer: Any, token_ids: list[int]) -> str:
+    ends = token_ids.index(tokenizer.eot_token_id) if tokenizer.eot_token_id in token_ids else None
+    words = [token for token in token_ids[:ends] if token != tokenizer.sot_token_id]
+    text: str = tokenizer.decode(words)
+    return text.strip()
 
 
 def _cleaned(caption: str, clean: Callable[[str], str]) -> str:

@@ -12,7 +12,7 @@ from vlm.data.dataset import SourceConfig, StageConfig
 from vlm.data.remote import RemoteConfig
 from vlm.data.stream import StreamConfig
 from vlm.losses import LossTerm, RemembersSamples
-from vlm.models import DualEncoderConfig
+from vlm.models import ModelConfig
 from vlm.optim import OptimizerConfig
 from vlm.preprocess import ImageConfig, TokenizerConfig
 
@@ -127,7 +127,7 @@ class TrainConfig(Config):
     image: ImageConfig = ImageConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig
-    model: DualEncoderConfig
+    model: ModelConfig
     loss: list[LossTerm] = Field(min_length=1)
     teacher: TeacherConfig | None = None
     """A frozen model whose embeddings terms of the loss follow, or that masks their negatives."""
@@ -162,6 +162,19 @@ class TrainConfig(Config):
         if needs_bias and self.model.init_logit_bias is None:
             message = "loss siglip needs a logit bias: set model.init_logit_bias, e.g. -10"
             raise ValueError(message)
+        if (self.model.type == "coca") != any(term.type == "caption" for term in self.loss):
+            message = (
+                f"model.type={self.model.type}: a coca, and only a coca, is trained with the loss "
+                f"caption. Add or remove {{type: caption}}, or choose the other model"
+            )
+            raise ValueError(message)
+        if self.model.type == "coca" and self.data.augment.views.total > 1:
+            message = "a coca reads one view of an image: leave data.augment.views out"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_is_needed(self) -> "TrainConfig":
         needing = [term.type for term in self.loss if term.needs_teacher]
         if needing and self.teacher is None:
             message = f"loss {', '.join(needing)} needs a teacher: set teacher.bundle"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlm.distributed import World
 from vlm.errors import CheckpointError
-from vlm.models import DualEncoder, clamp_logit_scale
+from vlm.models import Model, clamp_logit_scale
 from vlm.train.config import DeepSpeedEngineConfig
 from vlm.types import DualEncoderOutput
 
@@ -26,7 +26,7 @@ class DeepSpeedEngine:
     """A model and optimizer under `deepspeed.initialize`; see `vlm.train.engine.Engine`.
 
     Args:
-        model: The dual encoder.
+        model: A dual encoder or a CoCa.
         optimizer: The loop's optimizer.
         config: ZeRO stage and precision.
         world: The ranks; a process group must exist, even for one rank.
@@ -36,7 +36,7 @@ class DeepSpeedEngine:
 
     def __init__(
         self,
-        model: DualEncoder,
+        model: Model,
         optimizer: torch.optim.Optimizer,
         config: DeepSpeedEngineConfig,
         world: World,
@@ -74,7 +74,7 @@ class DeepSpeedEngine:
 
     def step(self, clip_norm: float | None) -> float:
         self._engine.step()
-        # Sharded optimizers keep a master copy out of reach; DualEncoder clamps in forward too.
+        # Sharded optimizers keep a master copy out of reach; models clamp in forward too.
         clamp_logit_scale(self.model)
         norm = self._engine.get_global_grad_norm()
         return 0.0 if norm is None else float(norm)

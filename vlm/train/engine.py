@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlm.distributed import World
 from vlm.errors import CheckpointError
-from vlm.models import DualEncoder, clamp_logit_scale
+from vlm.models import Model, clamp_logit_scale
 from vlm.train.config import TorchEngineConfig
 from vlm.types import DualEncoderOutput
 
@@ -28,7 +28,7 @@ _OPTIMIZER_FILE = "optimizer.pt"
 class Engine(Protocol):
     """Forward, backward and step of one model on all ranks."""
 
-    model: DualEncoder
+    model: Model
     """The model itself, whatever wraps it."""
     optimizer: torch.optim.Optimizer
     description: str
@@ -56,7 +56,7 @@ class TorchEngine:
 
     def __init__(
         self,
-        model: DualEncoder,
+        model: Model,
         optimizer: torch.optim.Optimizer,
         config: TorchEngineConfig,
         world: World,

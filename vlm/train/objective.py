@@ -6,16 +6,17 @@ loss, which makes W ranks on B/W samples each equal to one process on B, for any
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vlm.distributed import World, gather_rows, gather_rows_with_gradient
+from vlm.distributed import World, gather_rows, gather_rows_with_gradient, sum_with_gradient
 from vlm.losses import LossTerm, total_loss
 from vlm.train.memory import LossMemory
 from vlm.train.teacher import Teacher
-from vlm.types import Batch, DualEncoderOutput, Features, LossOutput
+from vlm.types import Batch, Captions, DualEncoderOutput, Features, LossOutput
 
 __all__ = ["Objective", "global_loss"]
 
@@ -118,6 +119,9 @@ def global_loss(
         teacher_image=None if taught is None else taught.chunk(2, dim=1)[0],
         teacher_text=None if taught is None else taught.chunk(2, dim=1)[1],
         teacher_logit_scale=None if teacher is None else teacher.logit_scale.float(),
+        captions=None
+        if output.captions is None
+        else Captions(rows=output.captions, sum_over_ranks=partial(sum_with_gradient, world=world)),
     )
     every = None if sample_ids is None else gather_rows(sample_ids, world)
     recalled = None if memory is None or every is None else memory.recall(every)

@@ -19,7 +19,8 @@ from vlm.data.stream import Source, TrainStream
 from vlm.distributed import World
 from vlm.errors import ConfigError
 from vlm.losses import initial_sample_values
-from vlm.models import DualEncoder
+from vlm.models import Model
+from vlm.models import build_model as build
 from vlm.optim import build_optimizer
 from vlm.preprocess import build_tokenizer, prepare_image, stack_images
 from vlm.train.config import TrainConfig
@@ -45,14 +46,20 @@ class Parts:
     data_fingerprint: str
 
 
-def build_model(config: TrainConfig) -> DualEncoder:
+def build_model(config: TrainConfig) -> Model:
     """The model with fresh weights, decided by `config.seed`."""
     torch.manual_seed(config.seed)
-    return DualEncoder(open_clip_config(config))
+    return build(
+        config.model,
+        image_size=config.image.size,
+        context_length=config.tokenizer.context_length,
+    )
 
 
-def open_clip_config(config: TrainConfig) -> dict[str, Any]:
-    """open_clip's `model_cfg` of the model that this run trains."""
+def open_clip_config(config: TrainConfig) -> dict[str, Any] | None:
+    """open_clip's `model_cfg` of the model that this run trains, if open_clip has such a model."""
+    if config.model.type == "coca":
+        return None
     return config.model.open_clip_config(
         image_size=config.image.size, context_length=config.tokenizer.context_length
     )
@@ -196,7 +203,7 @@ def _build_objective(config: TrainConfig, sources: list[Source], world: World) -
     return Objective(config.loss, memory=memory, teacher=teacher, world=world)
 
 
-def _build_engine(config: TrainConfig, model: DualEncoder, world: World) -> Engine:
+def _build_engine(config: TrainConfig, model: Model, world: World) -> Engine:
     optimizer = build_optimizer(model.named_parameters(), config.optim)
     if config.engine.type == "torch":
         return TorchEngine(model, optimizer, config.engine, world)

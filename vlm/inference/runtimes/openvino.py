@@ -24,7 +24,7 @@ from vlm.errors import BundleError
 from vlm.inference.bundle import Bundle
 from vlm.inference.runtimes.calibration import Calibration
 from vlm.inference.runtimes.protocol import Pixels, Rows, RuntimeName, TokenIds
-from vlm.models.dual_encoder import DualEncoder
+from vlm.models import Model
 from vlm.preprocess import ImageConfig
 
 __all__ = ["OpenVinoRuntime", "export_openvino", "openvino_is_installed", "openvino_versions"]
@@ -130,7 +130,7 @@ class _ImageTower(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, model: DualEncoder, config: ImageConfig) -> None:
+    def __init__(self, model: Model, config: ImageConfig) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("mean", 255 * torch.tensor(config.mean).view(1, 3, 1, 1))
@@ -141,7 +141,7 @@ class _ImageTower(nn.Module):
 
 
 class _TextTower(nn.Module):
-    def __init__(self, model: DualEncoder) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from vlm.inference.runtimes.protocol import Pixels, Rows, RuntimeName, TokenIds
-from vlm.models.dual_encoder import DualEncoder
+from vlm.models import Model
 from vlm.preprocess import ImageConfig, normalise_images
 
 __all__ = ["TorchRuntime"]
@@ -27,7 +27,7 @@ class TorchRuntime:
 
     def __init__(
         self,
-        model: DualEncoder,
+        model: Model,
         image: ImageConfig,
         *,
         device: str = "cpu",
