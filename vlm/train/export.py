@@ -78,7 +78,7 @@ def _save(
     means: ModalityMeans | None,
     metrics: dict[str, Any],
 ) -> BundleInfo:
-    model = build_model(config)
+    model = build_model(config, initial_weights=False)
     weights = load_weights(checkpoint, ema=True) or load_weights(checkpoint, ema=False)
     assert weights is not None
     try:
