@@ -77,7 +77,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def built(**changes: Any) -> tuple[DualEncoder, DualEncoderConfig]:
+def built(**changes: Any) -> tuple[Any, DualEncoderConfig]:
     config = DualEncoderConfig.model_validate({**TINY_MODEL, **changes})
     model = build_model(config, image_size=32, context_length=12)
     assert isinstance(model, DualEncoder)
@@ -205,7 +205,7 @@ def test_a_name_that_leads_nowhere_is_told(name: str, said: str) -> None:
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_timm_tower_starts_from_a_file_of_weights(tmp_path: Path, suffix: str) -> None:
     torch.manual_seed(7)
-    donor = timm.create_model("test_vit", num_classes=10)
+    donor: Any = timm.create_model("test_vit", num_classes=10)
     path = tmp_path / f"weights{suffix}"
     if suffix == ".pth":
         torch.save(donor.state_dict(), path)
@@ -217,7 +217,7 @@ def test_a_timm_tower_starts_from_a_file_of_weights(tmp_path: Path, suffix: str)
     assert torch.equal(state["blocks.0.attn.qkv.weight"], donor.blocks[0].attn.qkv.weight)
     assert state["pos_embed"].shape == (1, 1 + 4, 64)  # 32 px in patches of 16
     config = CocaConfig.model_validate({**TINY_COCA, "image": {**tower, "pool": "avg"}})
-    coca = build_model(config, image_size=32, context_length=8)
+    coca: Any = build_model(config, image_size=32, context_length=8)
     load_initial_weights(coca, config, image=ImageConfig(size=32))
     state = coca.image.trunk.state_dict()
     assert torch.equal(state["blocks.0.attn.qkv.weight"], donor.blocks[0].attn.qkv.weight)
@@ -245,6 +245,6 @@ def test_a_vision_model_of_one_size_reads_the_configured_size() -> None:
     tower = {"type": "timm", "name": "vit_tiny_patch16_224", "patch_dropout": 0.5}
     with torch.device("meta"):
         config = DualEncoderConfig.model_validate({**TINY_MODEL, "image": tower})
-        model = build_model(config, image_size=48, context_length=12)
+        model: Any = build_model(config, image_size=48, context_length=12)
         assert model.train().encode_image(torch.empty(2, 3, 48, 48)).shape == (2, 16)
     assert tuple(model.image.trunk.pos_embed.shape) == (1, 1 + 9, 192)
