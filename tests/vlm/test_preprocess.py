@@ -209,7 +209,7 @@ def test_many_odd_words_do_not_grow_the_memory_without_end(
 
 
 def test_trimming_cuts_no_end_mark_of_a_caption_with_the_token_0_inside() -> None:
-    ids = build_tokenizer(TokenizerConfig(context_length=12))(["wow !?", "wow"])
+    ids = build_tokenizer(TokenizerConfig(context_length=12))(["wow !\u2605", "wow"])
     (length,) = [row.tolist().index(49407) + 1 for row in ids[:1]]
     assert 0 in ids[0, :length].tolist()
     assert torch.equal(trim_padding(ids), ids[:, :length])

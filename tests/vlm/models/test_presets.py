@@ -96,7 +96,7 @@ def test_every_preset_trains_and_leaves_by_the_overrides_it_names(
                     "log_every=1", "engine={type: torch, precision: fp32}")  # fmt: skip
     assert train(config, world=World(), console=Console(quiet=True), resume=False).finished
     first = json.loads((config.run_folder / "metrics.jsonl").read_text().splitlines()[0])
-    begins = {"align_b7_bert": 1.0, "siglip_b16": 0.1}.get(name, 0.07)
-    assert first["temperature"] == pytest.approx(begins, rel=1e-3)
+    begins = {"align_b7_bert": 1.0, "siglip_b16": 10.0}.get(name, 1 / 0.07)
+    assert first["logit_scale"] == pytest.approx(begins, rel=1e-3)
     info = export_run(config.run_folder, tmp_path / "bundle", console=Console(quiet=True))
     assert info.dim == config.model.dim
