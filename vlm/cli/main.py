@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 import vlm
+from vlm.cli.bundle import app as bundle_app
 from vlm.cli.caption import caption
 from vlm.cli.data import app as data_app
 from vlm.cli.evaluate import evaluate
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(bundle_app, name="bundle")
 for verb in (train, evaluate, export, caption, index, serve):
     app.command()(verb)
 

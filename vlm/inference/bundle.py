@@ -36,9 +36,11 @@ __all__ = [
     "Bundle",
     "BundleInfo",
     "ModalityMeans",
+    "bundle_files",
     "load_bundle",
     "read_bundle_info",
     "save_bundle",
+    "verify_bundle",
 ]
 
 FORMAT_VERSION: Final = 1
@@ -164,25 +166,41 @@ def read_bundle_info(folder: Path) -> BundleInfo:
         raise BundleError(str(error)) from error
 
 
+def bundle_files(info: BundleInfo) -> tuple[str, ...]:
+    """Names of all files of a bundle; its description comes last."""
+    return (*_hashed_files(info.model_kind), _BUNDLE)
+
+
+def verify_bundle(folder: Path) -> BundleInfo:
+    """Check that the files are those that the fingerprint was taken of, without loading them.
+
+    Raises:
+        BundleError: If files are missing or were altered since export.
+    """
+    info = read_bundle_info(folder)
+    try:
+        found = _fingerprint(folder, info.model_kind)
+    except OSError as error:
+        message = f"{folder}: incomplete, cannot read {error.filename} ({error.strerror})"
+        raise BundleError(message) from error
+    if found != info.fingerprint:
+        message = (
+            f"{folder}: altered since export. {_BUNDLE} promises fingerprint "
+            f"{info.fingerprint[:12]}, the files have {found[:12]}; copy the bundle again"
+        )
+        raise BundleError(message)
+    return info
+
+
 def load_bundle(folder: Path) -> Bundle:
     """Load a bundle and verify its fingerprint.
 
     Raises:
         BundleError: If files are missing, damaged, altered since export, or do not fit together.
     """
-    info = read_bundle_info(folder)
+    info = verify_bundle(folder)
     try:
-        found = _fingerprint(folder, info.model_kind)
-        if found != info.fingerprint:
-            message = (
-                f"{folder}: altered since export. {_BUNDLE} promises fingerprint "
-                f"{info.fingerprint[:12]}, the files have {found[:12]}; copy the bundle again"
-            )
-            raise BundleError(message)
         model = _read_model(folder, info.model_kind)
-    except OSError as error:
-        message = f"{folder}: incomplete, cannot read {error.filename} ({error.strerror})"
-        raise BundleError(message) from error
     except _MISFITS as error:
         message = f"{folder}: the files do not make a model ({error})"
         raise BundleError(message) from error
@@ -240,10 +258,14 @@ def _without_downloads(config: dict[str, Any]) -> dict[str, Any]:
 
 def _fingerprint(folder: Path, kind: Literal["dual_encoder", "coca"]) -> str:
     digest = hashlib.sha256()
-    for name in (_WEIGHTS, _COCA if kind == "coca" else _OPEN_CLIP, _TOKENIZER, _VOCABULARY):
+    for name in _hashed_files(kind):
         with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _hashed_files(kind: Literal["dual_encoder", "coca"]) -> tuple[str, ...]:
+    return (_WEIGHTS, _COCA if kind == "coca" else _OPEN_CLIP, _TOKENIZER, _VOCABULARY)
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:
