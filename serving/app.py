@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import vlm
-from serving.errors import BadInputError, NotFoundError, OverloadedError
+from serving.errors import BadInputError, ConflictError, NotFoundError, OverloadedError
 from serving.metrics import Metrics
 from serving.routes import routers
 from serving.routes.pages import static_mounts
@@ -19,23 +19,26 @@ from serving.routes.state import Services
 from serving.routes.tensors import InferRequest
 from serving.schemas import ItemsRequest, Problem
 from serving.security import GuardMiddleware, problem_response
-from serving.services.embedding import Embedder
+from serving.services.registry import Registry
 from serving.services.retrieval import Retriever
 from serving.settings import ServingSettings
 from serving.stores import EmbeddedStore
-from vlm.inference import Encoder, load_bundle
-from vlm.inference.runtimes import Figures, default_cache, fastest_runtime, gated_runtime
 
 __all__ = ["create_app"]
 
 _log = logging.getLogger("serving")
-_STATUS: dict[type[Exception], int] = {BadInputError: 422, NotFoundError: 404, OverloadedError: 503}
+_STATUS: dict[type[Exception], int] = {
+    BadInputError: 422,
+    ConflictError: 409,
+    NotFoundError: 404,
+    OverloadedError: 503,
+}
 
 
 def create_app(settings: ServingSettings) -> FastAPI:
-    """The server of one bundle and its collection.
+    """The server of a default model, its collection, and further models.
 
-    The bundle is loaded, verified and run once before the server is ready.
+    What it starts with is loaded, verified and run once before the server is ready.
 
     Raises (at start):
         BundleError: If the bundle cannot be loaded or trusted, or the runtime asked for strays.
@@ -51,7 +54,7 @@ def create_app(settings: ServingSettings) -> FastAPI:
         redoc_url=None,
         responses={
             code: {"model": Problem, "description": http.HTTPStatus(code).phrase}
-            for code in (400, 401, 403, 404, 413, 415, 421, 422, 503)
+            for code in (400, 401, 403, 404, 405, 409, 413, 415, 421, 422, 429, 500, 503, 504)
         },
     )
     for router in routers:
@@ -72,36 +75,24 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        encoder, figures = _load_encoder(settings)
-        store = EmbeddedStore(settings.index, fingerprint=encoder.fingerprint, dim=encoder.dim)
-        embedder = Embedder(encoder, settings, metrics)
-        await embedder.check(seconds=None)  # warm up, and fail before anybody is sent here
-        retriever = Retriever(embedder, store)
-        app.state.services = Services(
-            settings=settings,
-            embedder=embedder,
-            retriever=retriever,
-            metrics=metrics,
-            figures=figures,
-        )
-        facts = {"fingerprint": encoder.fingerprint, "runtime": encoder.runtime}
-        metrics.model.info({"name": encoder.info.name, **facts})
-        _log.info("ready", extra={**facts, "items": store.count()})
-        yield
-        embedder.close()
+        registry = Registry(settings, metrics)
+        try:
+            await registry.start()
+            model = registry.default
+            info = model.info
+            store = EmbeddedStore(settings.index, fingerprint=info.fingerprint, dim=info.dim)
+            # The collection stays with the model that made its vectors, whatever is loaded later.
+            retriever = Retriever(model.embedder, store)
+            app.state.services = Services(
+                settings=settings, registry=registry, retriever=retriever, metrics=metrics
+            )
+            facts = {"fingerprint": info.fingerprint, "runtime": model.embedder.runtime}
+            _log.info("ready", extra={**facts, "items": store.count()})
+            yield
+        finally:
+            registry.workers.close()
 
     return lifespan
-
-
-def _load_encoder(settings: ServingSettings) -> tuple[Encoder, tuple[Figures, ...]]:
-    """The bundle in the runtime asked for; its torch model is let go where another one computes."""
-    bundle = load_bundle(settings.bundle)
-    cache = settings.runtimes or default_cache(settings.bundle)
-    if settings.runtime == "auto":
-        choice = fastest_runtime(bundle, device=settings.device, cache=cache)
-    else:
-        choice = gated_runtime(settings.runtime, bundle, device=settings.device, cache=cache)
-    return Encoder(bundle, runtime=choice.runtime), choice.figures
 
 
 async def _serving_error(request: Request, error: Exception) -> JSONResponse:

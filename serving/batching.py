@@ -58,7 +58,7 @@ class MicroBatcher(Generic[ItemT]):
         self._waiting: deque[_Waiting[ItemT]] = deque()
         self._worker: asyncio.Task[None] | None = None
         metrics = Metrics() if metrics is None else metrics
-        metrics.queue_items.labels(tower).set_function(lambda: len(self._waiting))
+        self._queue_items = metrics.queue_items.labels(tower)
         self._batch_items = metrics.batch_items.labels(tower)
         self._wait_seconds = metrics.stages.labels("wait")
         self._model_seconds = metrics.stages.labels(tower)
@@ -78,6 +78,7 @@ class MicroBatcher(Generic[ItemT]):
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in items]
         self._waiting.extend(map(_Waiting, items, futures))
+        self._queue_items.inc(len(items))
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work())
         return np.stack(await asyncio.gather(*futures))
@@ -107,7 +108,9 @@ class MicroBatcher(Generic[ItemT]):
 
     def _has_room(self, count: int) -> bool:
         if len(self._waiting) + count > self._max_waiting:
+            before = len(self._waiting)
             self._waiting = deque(w for w in self._waiting if not w.future.cancelled())
+            self._queue_items.dec(before - len(self._waiting))
         # One request may exceed the queue when nothing else waits, or it could never be served.
         return not self._waiting or len(self._waiting) + count <= self._max_waiting
 
@@ -117,6 +120,7 @@ class MicroBatcher(Generic[ItemT]):
         batch: list[_Waiting[ItemT]] = []
         while self._waiting and len(batch) < self._max_batch:
             waiting = self._waiting.popleft()
+            self._queue_items.dec()
             if not waiting.future.cancelled():
                 batch.append(waiting)
                 self._wait_seconds.observe(now - waiting.since)

@@ -7,7 +7,6 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
-    Info,
     ProcessCollector,
     generate_latest,
 )
@@ -59,7 +58,12 @@ class Metrics:
             ["status"],
             registry=self.registry,
         )
-        self.model = Info("vlm_model", "What is being served.", registry=self.registry)
+        self.model = Gauge(
+            "vlm_model_info",
+            "1 for each model that is being served.",
+            ["name", "fingerprint", "runtime"],
+            registry=self.registry,
+        )
         ProcessCollector(registry=self.registry)
 
     def exposition(self) -> bytes:

@@ -18,11 +18,8 @@ __all__ = [
     "ItemIn",
     "ItemOut",
     "ItemsRequest",
-    "ModelEntry",
-    "ModelOut",
-    "ModelsOut",
+    "ModelName",
     "Problem",
-    "RuntimeOut",
     "SearchRequest",
     "SearchResponse",
 ]
@@ -52,6 +49,10 @@ ImageBytes = Annotated[
 ]
 Text = Annotated[str, Field(min_length=1)]
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
+ModelName = Annotated[
+    str | None,
+    Field(max_length=128, description="A name or fingerprint of `/v1/models`; none: the default."),
+]
 
 
 class _Schema(BaseModel):
@@ -81,6 +82,7 @@ class ClassifyRequest(_Schema):
     """`exclusive`: exactly one label holds. `independent`: any number may."""
     top_k: int = Field(default=10, ge=1, le=1000)
     """Most labels an image, best first."""
+    model: ModelName = None
 
 
 class PredictionOut(_Schema):
@@ -106,7 +108,7 @@ class EmbeddingsRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
 
     input: Text | Annotated[list[Text], Field(min_length=1)]
-    model: str | None = None
+    model: ModelName = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     """The model's own number, or nothing."""
@@ -192,49 +194,3 @@ class ItemOut(_Schema):
     text: str | None
     metadata: dict[str, Any]
     thumbnail: str | None
-
-
-class ModelOut(_Schema):
-    name: str
-    fingerprint: str
-    runtime: str
-    dim: int
-    logit_scale: float
-    logit_bias: float | None
-    image_size: int
-    context_length: int
-    metrics: dict[str, Any]
-    provenance: dict[str, Any]
-
-
-class RuntimeOut(_Schema):
-    """One way to compute the model, as measured on this machine against torch in fp32."""
-
-    name: str
-    image_cosine: float | None = None
-    text_cosine: float | None = None
-    top1_agreement: float | None = None
-    num_pairs: int | None = None
-    calibration: str | None = None
-    images_per_second: float | None
-    texts_per_second: float | None
-    refused: str | None
-    """Why it may not answer."""
-
-
-class ModelEntry(_Schema):
-    id: str
-    object: Literal["model"] = "model"
-    created: int = 0
-    owned_by: str = "vlm"
-    fingerprint: str
-    dim: int
-    runtime: str
-    """What computes."""
-    runtimes: list[RuntimeOut]
-    """What was considered, the fastest first; none where torch in fp32 was asked for."""
-
-
-class ModelsOut(_Schema):
-    object: Literal["list"] = "list"
-    data: list[ModelEntry]

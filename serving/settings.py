@@ -28,6 +28,10 @@ class ServingSettings(Config):
     ] = "torch-fp32"
     """What computes. `auto` measures at the first start and takes the fastest of those that pass
     the parity gate; any but `torch-fp32` must pass it."""
+    models: Path | None = None
+    """Folder of further bundles, each in a folder of its name; `load` takes from here."""
+    preload: list[str] = []
+    """Those of them that are served from the start, beside `bundle`."""
     runtimes: Path | None = None
     """Folder of exported runtimes and their figures; none: `runtimes` beside the bundle."""
     api_key_sha256: list[str] = []

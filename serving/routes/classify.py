@@ -16,13 +16,13 @@ router = APIRouter(prefix="/v1", tags=["classification"])
 async def classify_images(request: Request, services: ServicesDep) -> ClassifyResponse:
     """Tell which of the given labels each image shows, without training on them."""
     body = await parse_body(request, ClassifyRequest, lists=("images", "labels", "templates"))
-    settings = services.settings
+    settings, embedder = services.settings, services.embedder(body.model)
     refuse_more_than(settings.max_images, len(body.images), "images")
     refuse_more_than(settings.max_labels, len(body.labels) * len(body.templates), "prompts")
     longest = max(map(len, [*body.labels, *body.templates]))
     refuse_more_than(settings.max_text_characters, longest, "characters of a label or template")
     results = await classify(
-        services.embedder,
+        embedder,
         body.images,
         body.labels,
         templates=body.templates,
@@ -30,7 +30,7 @@ async def classify_images(request: Request, services: ServicesDep) -> ClassifyRe
         top_k=body.top_k,
     )
     return ClassifyResponse(
-        model=services.embedder.info.fingerprint,
+        model=embedder.info.fingerprint,
         results=[
             ClassifyResult(predictions=[PredictionOut.model_validate(vars(p)) for p in predictions])
             for predictions in results

@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1", tags=["embeddings"])
 async def embed(request: Request, services: ServicesDep) -> EmbeddingsResponse:
     """Unit vectors of texts and images (data URLs), in one space and comparable by cosine."""
     body = await parse_body(request, EmbeddingsRequest)
-    embedder, settings = services.embedder, services.settings
+    embedder, settings = services.embedder(body.model), services.settings
     inputs = [body.input] if isinstance(body.input, str) else body.input
     texts = [text for text in inputs if not is_image_url(text)]
     refuse_more_than(settings.max_images, len(inputs), "inputs")

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 from serving.batching import MicroBatcher
 from serving.errors import BadInputError
 from serving.metrics import Metrics
+from serving.services.workers import Workers
 from serving.settings import ServingSettings
 from vlm.errors import DataError
 from vlm.inference import BundleInfo, Encoder
@@ -40,18 +40,18 @@ class Embedder:
         encoder: The bundle's two towers.
         settings: Limits and pool sizes.
         metrics: Where sizes and times are told.
+        workers: The threads of the server.
     """
 
     def __init__(
-        self, encoder: Encoder, settings: ServingSettings, metrics: Metrics | None = None
+        self, encoder: Encoder, settings: ServingSettings, metrics: Metrics, *, workers: Workers
     ) -> None:
         self._encoder = encoder
-        metrics = Metrics() if metrics is None else metrics
         self._decode_seconds = metrics.stages.labels("decode")
         self._tokenize = build_tokenizer(encoder.info.tokenizer)
         self._max_pixels = settings.max_image_pixels
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._decoders = workers.decoders
+        self._device = workers.device
         self._check: asyncio.Future[None] | None = None
         self._images: MicroBatcher[np.ndarray] = MicroBatcher(
             lambda pixels: encoder.encode_pixels(np.stack(pixels)),
@@ -152,11 +152,6 @@ class Embedder:
             self._check = loop.run_in_executor(self._device, self._run_both_towers)
         async with asyncio.timeout(seconds):
             await asyncio.shield(self._check)
-
-    def close(self) -> None:
-        """Finish what is running and end the threads."""
-        self._decoders.shutdown()
-        self._device.shutdown()
 
     def _prepare_one(self, field: str, data: bytes | str, with_thumbnail: bool) -> Picture:
         with self._decode_seconds.time():

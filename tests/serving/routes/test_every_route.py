@@ -74,6 +74,8 @@ def test_the_openapi_document_resolves_and_names_every_route(client: TestClient)
         "/v1/items/{item_id}/thumbnail",
         "/v1/model",
         "/v1/models",
+        "/v1/models/{name}/load",
+        "/v1/models/{name}/unload",
         "/v1/search",
         "/v1/similarity",
         "/v2",
