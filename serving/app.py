@@ -14,11 +14,13 @@ import vlm
 from serving.errors import BadInputError, ConflictError, NotFoundError, OverloadedError
 from serving.metrics import Metrics
 from serving.routes import routers
+from serving.routes.label_sets import CalibrateRequest, LabelSetRequest
 from serving.routes.pages import static_mounts
 from serving.routes.state import Services
 from serving.routes.tensors import InferRequest
 from serving.schemas import ItemsRequest, Problem
 from serving.security import GuardMiddleware, problem_response
+from serving.services.label_sets import LabelSets
 from serving.services.registry import Registry
 from serving.services.retrieval import Retriever
 from serving.settings import ServingSettings
@@ -84,7 +86,11 @@ def _lifespan(
             # The collection stays with the model that made its vectors, whatever is loaded later.
             retriever = Retriever(model.embedder, store)
             app.state.services = Services(
-                settings=settings, registry=registry, retriever=retriever, metrics=metrics
+                settings=settings,
+                registry=registry,
+                retriever=retriever,
+                label_sets=LabelSets(settings.label_sets_folder),
+                metrics=metrics,
             )
             facts = {"fingerprint": info.fingerprint, "runtime": model.embedder.runtime}
             _log.info("ready", extra={**facts, "items": store.count()})
@@ -121,7 +127,7 @@ def _describe_hidden_schemas(app: FastAPI) -> None:
     def openapi() -> dict[str, object]:
         document = build()
         schemas = document["components"]["schemas"]
-        for schema in (ItemsRequest, InferRequest):
+        for schema in (ItemsRequest, InferRequest, LabelSetRequest, CalibrateRequest):
             tree = schema.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(tree.pop("$defs", {}))
             schemas[schema.__name__] = tree

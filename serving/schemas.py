@@ -6,7 +6,15 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 __all__ = [
     "AddedItems",
@@ -15,6 +23,7 @@ __all__ = [
     "EmbeddingsRequest",
     "EmbeddingsResponse",
     "Health",
+    "ImageBytes",
     "ItemIn",
     "ItemOut",
     "ItemsRequest",
@@ -22,6 +31,7 @@ __all__ = [
     "Problem",
     "SearchRequest",
     "SearchResponse",
+    "Text",
 ]
 
 _MAX_METADATA_BYTES = 16_384
@@ -74,15 +84,32 @@ class Health(_Schema):
 
 
 class ClassifyRequest(_Schema):
+    """Give either labels or the name of a label set."""
+
     images: list[ImageBytes] = Field(min_length=1)
-    labels: list[Text] = Field(min_length=1)
-    templates: list[str] = Field(default=["{}"], min_length=1, max_length=100)
-    """`{}` stands for the label; the embeddings of all templates are averaged."""
-    mode: Literal["exclusive", "independent"] = "exclusive"
-    """`exclusive`: exactly one label holds. `independent`: any number may."""
+    labels: Annotated[list[Text], Field(min_length=1)] | None = None
+    label_set: str | None = None
+    """One of `/v1/label-sets`; its templates, mode, calibration and threshold apply."""
+    templates: list[str] | None = Field(default=None, min_length=1, max_length=100)
+    """`{}` stands for the label; the embeddings of all templates are averaged. `plain`, `photo`
+    and `drawing` stand for several. Default: the label alone."""
+    mode: Literal["exclusive", "independent"] | None = None
+    """`exclusive`, the default: exactly one label holds. `independent`: any number may."""
     top_k: int = Field(default=10, ge=1, le=1000)
     """Most labels an image, best first."""
+    none_threshold: float | None = Field(default=None, ge=0, le=1)
+    """Below this largest probability, an image shows none of the labels."""
     model: ModelName = None
+
+    @model_validator(mode="after")
+    def _names_classes_once(self) -> "ClassifyRequest":
+        if (self.labels is None) == (self.label_set is None):
+            message = "give exactly one of labels and label_set"
+            raise ValueError(message)
+        if self.label_set is not None and self.templates is not None:
+            message = "templates belong to the label set; store it with others"
+            raise ValueError(message)
+        return self
 
 
 class PredictionOut(_Schema):
@@ -94,11 +121,16 @@ class PredictionOut(_Schema):
 
 class ClassifyResult(_Schema):
     predictions: list[PredictionOut]
+    none_of_these: bool | None = None
+    """Whether no label is probable enough; null where no threshold was given."""
 
 
 class ClassifyResponse(_Schema):
     model: str
     results: list[ClassifyResult]
+    label_set_version: str | None = None
+    calibrated: bool = False
+    """Whether the label set was calibrated for this model and mode."""
 
 
 class EmbeddingsRequest(BaseModel):

@@ -20,6 +20,8 @@ class ServingSettings(Config):
     bundle: Path = Path("runs/demo/bundle")
     index: Path = Path("runs/demo/index")
     """Folder of the searchable collection; made if it is missing."""
+    label_sets: Path | None = None
+    """Folder of stored label sets; none: `INDEX-label-sets`, beside the collection."""
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     device: str = "cpu"
@@ -46,6 +48,8 @@ class ServingSettings(Config):
     max_images: int = Field(64, ge=1)
     """Images or texts in one request."""
     max_labels: int = Field(2000, ge=1)
+    max_calibration_images: int = Field(1000, ge=2)
+    """Labelled images in one calibration."""
     max_text_characters: int = Field(2000, ge=1)
     max_batch: int = Field(32, ge=1)
     """Most images or texts of one forward pass."""
@@ -56,6 +60,11 @@ class ServingSettings(Config):
     """How long the model may take to answer `/readyz`."""
     drain_seconds: int = Field(20, ge=0)
     """How long requests in flight may take after SIGTERM."""
+
+    @property
+    def label_sets_folder(self) -> Path:
+        """Where label sets are stored."""
+        return self.label_sets or self.index.with_name(f"{self.index.name}-label-sets")
 
     @property
     def host_names(self) -> frozenset[str]:

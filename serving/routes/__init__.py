@@ -6,6 +6,7 @@ from serving.routes import (
     health,
     items,
     kserve,
+    label_sets,
     metrics,
     models,
     pages,
@@ -17,6 +18,7 @@ __all__ = ["routers"]
 
 routers = (
     classify.router,
+    label_sets.router,
     embeddings.router,
     similarity.router,
     search.router,

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from serving.errors import BadInputError
 from serving.metrics import Metrics
 from serving.services.embedding import Embedder
+from serving.services.label_sets import LabelSets
 from serving.services.registry import Registry
 from serving.services.retrieval import Retriever
 from serving.settings import ServingSettings
@@ -22,6 +23,7 @@ class Services:
     settings: ServingSettings
     registry: Registry
     retriever: Retriever
+    label_sets: LabelSets
     metrics: Metrics
 
     def embedder(self, name: str | None = None) -> Embedder:
