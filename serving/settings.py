@@ -55,6 +55,10 @@ class ServingSettings(Config):
     """Most images or texts of one forward pass."""
     max_waiting: int = Field(512, ge=1)
     """Images or texts that may wait for the model; more are refused with 503."""
+    cache_bytes: int = Field(64 * 2**20, ge=0)
+    """Rows of texts and images that are remembered, of all models together; 0: none."""
+    request_seconds: float = Field(60, gt=0)
+    """How long a request may take before it is given up with 504; a client may ask for less."""
     decode_threads: int = Field(2, ge=1)
     ready_seconds: float = Field(10, gt=0)
     """How long the model may take to answer `/readyz`."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,27 +11,34 @@ import numpy as np
 from PIL import Image
 
 from serving.batching import MicroBatcher
+from serving.caching import RowCache
 from serving.errors import BadInputError
 from serving.metrics import Metrics
 from serving.services.workers import Workers
 from serving.settings import ServingSettings
 from vlm.errors import DataError
 from vlm.inference import BundleInfo, Encoder
-from vlm.preprocess import Pixels, build_tokenizer, decode_image
+from vlm.preprocess import Pixels, decode_image
 
 __all__ = ["Embedder", "Picture", "is_image_url", "make_thumbnail"]
 
 _THUMBNAIL_SIDE = 128
+_TOKENIZED_AT_ONCE = 4000
+"""Characters that take less time than a thread needs to begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """What is kept of an image file: the model's small input, never the full decoded image."""
 
-    pixels: np.ndarray
-    """uint8 [channel height width]."""
-    thumbnail: bytes | None
+    pixels: np.ndarray | None
+    """uint8 [channel height width]; None where the row is known."""
+    thumbnail: bytes | None = None
     """A small WebP, where one was asked for."""
+    row: np.ndarray | None = None
+    """The embedding, if it was computed before."""
+    digest: str = ""
+    """SHA-256 of the file."""
 
 
 class Embedder:
@@ -41,14 +49,22 @@ class Embedder:
         settings: Limits and pool sizes.
         metrics: Where sizes and times are told.
         workers: The threads of the server.
+        cache: Rows computed before; by default none are kept.
     """
 
     def __init__(
-        self, encoder: Encoder, settings: ServingSettings, metrics: Metrics, *, workers: Workers
+        self,
+        encoder: Encoder,
+        settings: ServingSettings,
+        metrics: Metrics,
+        *,
+        workers: Workers,
+        cache: RowCache | None = None,
     ) -> None:
         self._encoder = encoder
+        self._cache = RowCache(0, metrics) if cache is None else cache
+        self._cache_name = f"{encoder.fingerprint}/{encoder.runtime}"
         self._decode_seconds = metrics.stages.labels("decode")
-        self._tokenize = build_tokenizer(encoder.info.tokenizer)
         self._max_pixels = settings.max_image_pixels
         self._decoders = workers.decoders
         self._device = workers.device
@@ -61,11 +77,12 @@ class Embedder:
             tower="image",
             metrics=metrics,
         )
-        self._texts: MicroBatcher[str] = MicroBatcher(
-            encoder.encode_texts,
+        self._texts: MicroBatcher[np.ndarray] = MicroBatcher(
+            lambda rows: encoder.encode_token_ids(_padded(rows)),
             executor=self._device,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
+            cost=_length_class,
             tower="text",
             metrics=metrics,
         )
@@ -100,17 +117,30 @@ class Embedder:
 
     async def image_rows(self, pictures: Sequence[Picture]) -> np.ndarray:
         """Unit float32 rows of prepared images."""
-        if not pictures:
-            return np.empty((0, self.info.dim), np.float32)
-        return await self._images.rows([picture.pixels for picture in pictures])
+        rows = [picture.row for picture in pictures]
+        missing = [n for n, row in enumerate(rows) if row is None]
+        if missing:
+            pixels = [pictures[n].pixels for n in missing]
+            found = await self._images.rows([p for p in pixels if p is not None])
+            for n, row in zip(missing, found, strict=True):
+                rows[n] = row
+                if self._cache.enabled:
+                    self._cache.put(self._cache_name, "image", pictures[n].digest, row)
+        return self._stacked(rows)
 
     async def text_rows(self, texts: Sequence[str]) -> np.ndarray:
         """Unit float32 rows of texts; equal texts are embedded once."""
-        if not texts:
-            return np.empty((0, self.info.dim), np.float32)
-        distinct = list(dict.fromkeys(texts))
-        rows = dict(zip(distinct, await self._texts.rows(distinct), strict=True))
-        return np.stack([rows[text] for text in texts])
+        rows: dict[str, np.ndarray | None] = dict.fromkeys(texts)
+        if self._cache.enabled:
+            rows = {text: self._cache.get(self._cache_name, "text", text) for text in rows}
+        missing = [text for text, row in rows.items() if row is None]
+        if missing:
+            found = await self._texts.rows(await self._token_ids(missing))
+            for text, row in zip(missing, found, strict=True):
+                rows[text] = row
+                if self._cache.enabled:
+                    self._cache.put(self._cache_name, "text", text, row)
+        return self._stacked([rows[text] for text in texts])
 
     async def mixed_rows(self, inputs: Sequence[str], *, field: str = "input") -> np.ndarray:
         """Unit rows of texts and of images given as `data:image/…;base64,` URLs, in order.
@@ -134,11 +164,7 @@ class Embedder:
 
     async def count_tokens(self, texts: Sequence[str]) -> int:
         """Tokens that the model reads of these texts, start and end marks included."""
-        if not texts:
-            return 0
-        loop = asyncio.get_running_loop()
-        token_ids = await loop.run_in_executor(self._decoders, self._tokenize, list(texts))
-        return int((token_ids != 0).sum())
+        return sum(map(len, await self._token_ids(texts)))
 
     async def check(self, *, seconds: float | None) -> None:
         """Run both towers on something small, ahead of the queues: a busy model is a sound one.
@@ -153,13 +179,33 @@ class Embedder:
         async with asyncio.timeout(seconds):
             await asyncio.shield(self._check)
 
+    async def _token_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Of each text its token ids without padding."""
+        if sum(map(len, texts)) <= _TOKENIZED_AT_ONCE:
+            return self._tokenized(texts)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, self._tokenized, texts)
+
+    def _tokenized(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [row[row != 0] for row in self._encoder.tokenize(texts)] if texts else []
+
+    def _stacked(self, rows: Sequence[np.ndarray | None]) -> np.ndarray:
+        known = [row for row in rows if row is not None]
+        return np.stack(known) if known else np.empty((0, self.info.dim), np.float32)
+
     def _prepare_one(self, field: str, data: bytes | str, with_thumbnail: bool) -> Picture:
         with self._decode_seconds.time():
             return self._picture(field, data, with_thumbnail)
 
     def _picture(self, field: str, data: bytes | str, with_thumbnail: bool) -> Picture:
+        digest = ""
         try:
             file = _data_url_bytes(data) if isinstance(data, str) else data
+            if self._cache.enabled:
+                digest = hashlib.sha256(file).hexdigest()
+                row = self._cache.get(self._cache_name, "image", digest)
+                if row is not None and not with_thumbnail:
+                    return Picture(pixels=None, row=row, digest=digest)
             image = decode_image(
                 file,
                 max_pixels=self._max_pixels,
@@ -171,6 +217,7 @@ class Embedder:
         return Picture(
             pixels=self._encoder.prepare_image(image),
             thumbnail=make_thumbnail(image) if with_thumbnail else None,
+            digest=digest,
         )
 
     def _run_both_towers(self) -> None:
@@ -179,6 +226,19 @@ class Embedder:
         if not (np.isfinite(rows).all() and np.isfinite(texts).all()):
             message = "the model returns numbers that are not finite"
             raise RuntimeError(message)
+
+
+def _length_class(token_ids: np.ndarray) -> int:
+    """Texts of up to 8, 16, 32, … tokens go together: short ones do not pay for long ones."""
+    return max(3, (len(token_ids) - 1).bit_length())
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Token ids side by side, 0 behind the shorter ones; int64 [batch longest]."""
+    padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
 
 
 def is_image_url(text: str) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from serving.caching import RowCache
 from serving.errors import BadInputError, ConflictError, NotFoundError
 from serving.metrics import Metrics
 from serving.services.embedding import Embedder
@@ -53,6 +54,7 @@ class Registry:
         self._served: dict[str, ServedModel] = {}
         self._changes = asyncio.Lock()
         self._default_name = ""
+        self._cache = RowCache(settings.cache_bytes, metrics)
         self.workers: Workers = start_workers(settings.decode_threads)
 
     async def start(self) -> None:
@@ -155,7 +157,9 @@ class Registry:
 
     async def _serve(self, name: str, folder: Path) -> ServedModel:
         encoder, figures = await asyncio.to_thread(_gated_encoder, folder, self._settings)
-        embedder = Embedder(encoder, self._settings, self._metrics, workers=self.workers)
+        embedder = Embedder(
+            encoder, self._settings, self._metrics, workers=self.workers, cache=self._cache
+        )
         await embedder.check(seconds=None)  # warm up, and fail before anybody is sent here
         model = ServedModel(name=name, embedder=embedder, figures=figures)
         replaced = self._served.get(name)
