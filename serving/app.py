@@ -25,6 +25,7 @@ from serving.services.registry import Registry
 from serving.services.retrieval import Retriever
 from serving.settings import ServingSettings
 from serving.stores import EmbeddedStore
+from serving.tracing import Tracing, otlp_provider
 
 __all__ = ["create_app"]
 
@@ -37,8 +38,12 @@ _STATUS: dict[type[Exception], int] = {
 }
 
 
-def create_app(settings: ServingSettings) -> FastAPI:
+def create_app(settings: ServingSettings, *, tracing: Tracing | None = None) -> FastAPI:
     """The server of a default model, its collection, and further models.
+
+    Args:
+        settings: All that decides what is served, and how.
+        tracing: Where spans go; by default where `settings.traces` says.
 
     What it starts with is loaded, verified and run once before the server is ready.
 
@@ -47,11 +52,13 @@ def create_app(settings: ServingSettings) -> FastAPI:
         FingerprintError: If the index holds another model's vectors.
     """
     metrics = Metrics()
+    if tracing is None and settings.traces is not None:
+        tracing = Tracing(otlp_provider(settings.traces))
     app = FastAPI(
         title="vlm",
         version=vlm.__version__,
         description="Zero-shot classification, embeddings and cross-modal search.",
-        lifespan=_lifespan(settings, metrics),
+        lifespan=_lifespan(settings, metrics, tracing),
         docs_url=None,
         redoc_url=None,
         responses={
@@ -63,7 +70,7 @@ def create_app(settings: ServingSettings) -> FastAPI:
         app.include_router(router)
     for path, files in static_mounts().items():
         app.mount(path, files)
-    app.add_middleware(GuardMiddleware, settings=settings, metrics=metrics)
+    app.add_middleware(GuardMiddleware, settings=settings, metrics=metrics, tracing=tracing)
     for error_class in _STATUS:
         app.add_exception_handler(error_class, _serving_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -73,7 +80,7 @@ def create_app(settings: ServingSettings) -> FastAPI:
 
 
 def _lifespan(
-    settings: ServingSettings, metrics: Metrics
+    settings: ServingSettings, metrics: Metrics, tracing: Tracing | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -97,6 +104,8 @@ def _lifespan(
             yield
         finally:
             registry.workers.close()
+            if tracing is not None:
+                tracing.close()
 
     return lifespan
 

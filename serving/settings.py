@@ -8,10 +8,33 @@ from pydantic import Field, field_validator
 
 from vlm.config import Config, load_config
 
-__all__ = ["ServingSettings", "load_settings"]
+__all__ = ["ApiKey", "Scope", "ServingSettings", "load_settings"]
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 CONFIG_VARIABLE: Final = "VLM_SERVING_CONFIG"
+
+
+Scope = Literal["read", "write", "admin"]
+
+
+class ApiKey(Config):
+    """A key that may be used, kept as its digest; none of the scopes holds another."""
+
+    name: str = Field(pattern="^[A-Za-z0-9._-]{1,64}$")
+    """What logs and queues call who uses it."""
+    sha256: str
+    """Of the key, in hex: printf %s KEY | sha256sum. Make keys long and random."""
+    scopes: list[Scope] = ["read"]
+    """`read`: ask; `write`: change the collection and label sets; `admin`: load and unload."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """More are refused with 429; each worker process counts for itself."""
+    burst: int = Field(10, ge=1)
+    """How many may come at once, within that rate."""
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_hex_digest(cls, value: str) -> str:
+        return _hex_digest(value)
 
 
 class ServingSettings(Config):
@@ -37,7 +60,9 @@ class ServingSettings(Config):
     runtimes: Path | None = None
     """Folder of exported runtimes and their figures; none: `runtimes` beside the bundle."""
     api_key_sha256: list[str] = []
-    """SHA-256, in hex, of each key that may be used; with none, no key is asked for."""
+    """SHA-256, in hex, of keys that may ask and write, without a name or a limit of their own."""
+    keys: list[ApiKey] = []
+    """Keys with names, scopes and rates; with none of either, no key is asked for."""
     allowed_hosts: list[str] = []
     """Names under which requests may come (without port); with none, any name, but on a loopback
     address only loopback names, so that no web page can reach it through a name of its own."""
@@ -60,6 +85,11 @@ class ServingSettings(Config):
     request_seconds: float = Field(60, gt=0)
     """How long a request may take before it is given up with 504; a client may ask for less."""
     decode_threads: int = Field(2, ge=1)
+    log_format: Literal["text", "json"] = "text"
+    access_log: bool = False
+    """Whether each request is logged: method, route, status, client, time; no payload."""
+    traces: str | None = None
+    """Where OpenTelemetry's spans go, e.g. `http://localhost:4318/v1/traces`."""
     ready_seconds: float = Field(10, gt=0)
     """How long the model may take to answer `/readyz`."""
     drain_seconds: int = Field(20, ge=0)
@@ -71,20 +101,28 @@ class ServingSettings(Config):
         return self.label_sets or self.index.with_name(f"{self.index.name}-label-sets")
 
     @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches the server."""
+        return self.host in _LOOPBACK
+
+    @property
     def host_names(self) -> frozenset[str]:
         """The names that a request may be addressed to; empty if any."""
-        if self.allowed_hosts or self.host not in _LOOPBACK:
+        if self.allowed_hosts or not self.is_loopback:
             return frozenset(self.allowed_hosts)
         return _LOOPBACK
 
     @field_validator("api_key_sha256")
     @classmethod
     def _are_hex_digests(cls, values: list[str]) -> list[str]:
-        for value in values:
-            if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
-                message = "each entry must be 64 hex digits: printf %s KEY | sha256sum"
-                raise ValueError(message)
-        return values
+        return [_hex_digest(value) for value in values]
+
+
+def _hex_digest(value: str) -> str:
+    if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+        message = "must be 64 hex digits: printf %s KEY | sha256sum"
+        raise ValueError(message)
+    return value
 
 
 def load_settings(overrides: list[str]) -> ServingSettings:

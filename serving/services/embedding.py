@@ -16,6 +16,7 @@ from serving.errors import BadInputError
 from serving.metrics import Metrics
 from serving.services.workers import Workers
 from serving.settings import ServingSettings
+from serving.tracing import stage
 from vlm.errors import DataError
 from vlm.inference import BundleInfo, Encoder
 from vlm.preprocess import Pixels, decode_image
@@ -108,12 +109,15 @@ class Embedder:
         Raises:
             BadInputError: If one is no image or too large; the message names the field.
         """
+        if not files:
+            return []
         loop = asyncio.get_running_loop()
         tasks = [
             loop.run_in_executor(self._decoders, self._prepare_one, field, data, thumbnails)
             for field, data in files.items()
         ]
-        return list(await asyncio.gather(*tasks))
+        with stage("decode", files=len(files)):
+            return list(await asyncio.gather(*tasks))
 
     async def image_rows(self, pictures: Sequence[Picture]) -> np.ndarray:
         """Unit float32 rows of prepared images."""
@@ -121,7 +125,8 @@ class Embedder:
         missing = [n for n, row in enumerate(rows) if row is None]
         if missing:
             pixels = [pictures[n].pixels for n in missing]
-            found = await self._images.rows([p for p in pixels if p is not None])
+            with stage("image", items=len(missing)):
+                found = await self._images.rows([p for p in pixels if p is not None])
             for n, row in zip(missing, found, strict=True):
                 rows[n] = row
                 if self._cache.enabled:
@@ -135,7 +140,8 @@ class Embedder:
             rows = {text: self._cache.get(self._cache_name, "text", text) for text in rows}
         missing = [text for text, row in rows.items() if row is None]
         if missing:
-            found = await self._texts.rows(await self._token_ids(missing))
+            with stage("text", items=len(missing)):
+                found = await self._texts.rows(await self._token_ids(missing))
             for text, row in zip(missing, found, strict=True):
                 rows[text] = row
                 if self._cache.enabled:
