@@ -14,6 +14,8 @@ import vlm
 from serving.errors import BadInputError, ConflictError, NotFoundError, OverloadedError
 from serving.metrics import Metrics
 from serving.routes import routers
+from serving.routes.caption import CaptionRequest
+from serving.routes.embeddings import EmbeddingsRequest
 from serving.routes.label_sets import CalibrateRequest, LabelSetRequest
 from serving.routes.pages import static_mounts
 from serving.routes.state import Services
@@ -30,6 +32,14 @@ from serving.tracing import Tracing, otlp_provider
 __all__ = ["create_app"]
 
 _log = logging.getLogger("serving")
+_HIDDEN_SCHEMAS = (
+    ItemsRequest,
+    InferRequest,
+    CaptionRequest,
+    EmbeddingsRequest,
+    LabelSetRequest,
+    CalibrateRequest,
+)
 _STATUS: dict[type[Exception], int] = {
     BadInputError: 422,
     ConflictError: 409,
@@ -136,7 +146,7 @@ def _describe_hidden_schemas(app: FastAPI) -> None:
     def openapi() -> dict[str, object]:
         document = build()
         schemas = document["components"]["schemas"]
-        for schema in (ItemsRequest, InferRequest, LabelSetRequest, CalibrateRequest):
+        for schema in _HIDDEN_SCHEMAS:
             tree = schema.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(tree.pop("$defs", {}))
             schemas[schema.__name__] = tree

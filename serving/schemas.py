@@ -16,14 +16,15 @@ from pydantic import (
     model_validator,
 )
 
+from serving.services.fetching import RemoteImage
+
 __all__ = [
     "AddedItems",
     "ClassifyRequest",
     "ClassifyResponse",
-    "EmbeddingsRequest",
-    "EmbeddingsResponse",
     "Health",
     "ImageBytes",
+    "ImageSource",
     "ItemIn",
     "ItemOut",
     "ItemsRequest",
@@ -36,6 +37,13 @@ __all__ = [
 
 _MAX_METADATA_BYTES = 16_384
 _DATA_URL = re.compile(r"^data:image/[\w.+-]+;base64,", re.IGNORECASE)
+
+
+def _image_source(value: object) -> bytes | RemoteImage:
+    """An address as one; see `_image_bytes` for the rest."""
+    if isinstance(value, str) and value[:8].lower().startswith(("http://", "https://")):
+        return RemoteImage(value)
+    return _image_bytes(value)
 
 
 def _image_bytes(value: object) -> bytes:
@@ -56,6 +64,17 @@ ImageBytes = Annotated[
     bytes,
     BeforeValidator(_image_bytes),
     WithJsonSchema({"type": "string", "description": "Base64, or a data URL, of an image file."}),
+]
+ImageSource = Annotated[
+    bytes | RemoteImage,
+    BeforeValidator(_image_source),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "description": "Base64, or a data URL, of an image file; or its address (http, https), "
+            "where the server allows it.",
+        }
+    ),
 ]
 Text = Annotated[str, Field(min_length=1)]
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
@@ -86,7 +105,7 @@ class Health(_Schema):
 class ClassifyRequest(_Schema):
     """Give either labels or the name of a label set."""
 
-    images: list[ImageBytes] = Field(min_length=1)
+    images: list[ImageSource] = Field(min_length=1)
     labels: Annotated[list[Text], Field(min_length=1)] | None = None
     label_set: str | None = None
     """One of `/v1/label-sets`; its templates, mode, calibration and threshold apply."""
@@ -133,44 +152,13 @@ class ClassifyResponse(_Schema):
     """Whether the label set was calibrated for this model and mode."""
 
 
-class EmbeddingsRequest(BaseModel):
-    """As OpenAI's; strings that are data URLs of images are embedded as images."""
-
-    # Clients send fields that do not matter here.
-    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
-
-    input: Text | Annotated[list[Text], Field(min_length=1)]
-    model: ModelName = None
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
-    """The model's own number, or nothing."""
-
-
-class EmbeddingOut(_Schema):
-    object: Literal["embedding"] = "embedding"
-    index: int
-    embedding: list[float] | str
-
-
-class Usage(_Schema):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbeddingsResponse(_Schema):
-    object: Literal["list"] = "list"
-    data: list[EmbeddingOut]
-    model: str
-    usage: Usage
-
-
 class SearchRequest(_Schema):
     """Exactly one of text, image and id."""
 
     text: Text | None = None
     """What the pictures should show."""
-    image: ImageBytes | None = None
-    """Pictures like this one: a file, base64 or a data URL."""
+    image: ImageSource | None = None
+    """Pictures like this one: a file, base64, a data URL or an address."""
     id: ItemId | None = None
     """More like this stored item."""
     limit: int = Field(default=20, ge=1, le=200)

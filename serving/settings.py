@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from vlm.config import Config, load_config
 
-__all__ = ["ApiKey", "Scope", "ServingSettings", "load_settings"]
+__all__ = ["ApiKey", "RemoteImages", "Scope", "ServingSettings", "load_settings"]
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 CONFIG_VARIABLE: Final = "VLM_SERVING_CONFIG"
@@ -35,6 +35,19 @@ class ApiKey(Config):
     @classmethod
     def _is_hex_digest(cls, value: str) -> str:
         return _hex_digest(value)
+
+
+class RemoteImages(Config):
+    """Which images of other servers may be fetched for a request."""
+
+    schemes: list[Literal["https", "http"]] = ["https"]
+    ports: list[int] = [443]
+    hosts: list[str] = []
+    """Names that may be asked; none: any on the public internet."""
+    max_bytes: int = Field(10 * 2**20, ge=1)
+    max_redirects: int = Field(3, ge=0, le=10)
+    seconds: float = Field(5, gt=0)
+    """For all of one image, redirects included."""
 
 
 class ServingSettings(Config):
@@ -66,6 +79,8 @@ class ServingSettings(Config):
     allowed_hosts: list[str] = []
     """Names under which requests may come (without port); with none, any name, but on a loopback
     address only loopback names, so that no web page can reach it through a name of its own."""
+    remote_images: RemoteImages | None = None
+    """Images by address; none, the default: refused."""
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
     max_total_body_bytes: int = Field(256 * 2**20, ge=1024)
     """Bodies of all requests in flight together; more are refused with 503."""

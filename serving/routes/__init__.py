@@ -1,6 +1,7 @@
 """The wire: one resource a file."""
 
 from serving.routes import (
+    caption,
     classify,
     embeddings,
     health,
@@ -18,6 +19,7 @@ __all__ = ["routers"]
 
 routers = (
     classify.router,
+    caption.router,
     label_sets.router,
     embeddings.router,
     similarity.router,

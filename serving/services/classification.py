@@ -8,6 +8,7 @@ import numpy as np
 
 from serving.errors import BadInputError
 from serving.services.embedding import Embedder
+from serving.services.fetching import RemoteImage
 from vlm.inference import (
     BundleInfo,
     exclusive_probabilities,
@@ -93,7 +94,7 @@ async def described_classes(
 
 async def classify(
     embedder: Embedder,
-    images: Sequence[bytes],
+    images: Sequence[bytes | RemoteImage],
     classes: Classes,
     *,
     mode: Mode,

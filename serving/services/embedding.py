@@ -14,6 +14,7 @@ from serving.batching import MicroBatcher
 from serving.caching import RowCache
 from serving.errors import BadInputError
 from serving.metrics import Metrics
+from serving.services.fetching import Fetcher, RemoteImage
 from serving.services.workers import Workers
 from serving.settings import ServingSettings
 from serving.tracing import stage
@@ -21,7 +22,7 @@ from vlm.errors import DataError
 from vlm.inference import BundleInfo, Encoder
 from vlm.preprocess import Pixels, decode_image
 
-__all__ = ["Embedder", "Picture", "is_image_url", "make_thumbnail"]
+__all__ = ["Embedder", "Picture", "is_image", "make_thumbnail"]
 
 _THUMBNAIL_SIDE = 128
 _TOKENIZED_AT_ONCE = 4000
@@ -65,6 +66,8 @@ class Embedder:
         self._encoder = encoder
         self._cache = RowCache(0, metrics) if cache is None else cache
         self._cache_name = f"{encoder.fingerprint}/{encoder.runtime}"
+        remote = settings.remote_images
+        self._fetcher = None if remote is None else Fetcher(remote)
         self._decode_seconds = metrics.stages.labels("decode")
         self._max_pixels = settings.max_image_pixels
         self._decoders = workers.decoders
@@ -98,23 +101,31 @@ class Embedder:
         return self._encoder.info
 
     async def prepare(
-        self, files: Mapping[str, bytes | str], *, thumbnails: bool = False
+        self,
+        files: Mapping[str, bytes | str | RemoteImage],
+        *,
+        thumbnails: bool = False,
+        pixels: bool = False,
     ) -> list[Picture]:
         """Decode and resize image files in the pool.
 
         Args:
-            files: The bytes of a file, or its data URL, by the name of the field it came in.
+            files: The bytes of a file, its data URL, or where it is to be fetched, by the name of
+                the field it came in.
             thumbnails: Whether to make those as well.
+            pixels: Whether they are needed even where the row is known.
 
         Raises:
-            BadInputError: If one is no image or too large; the message names the field.
+            BadInputError: If one is no image, too large, or cannot be fetched; the message names
+                the field.
         """
         if not files:
             return []
         loop = asyncio.get_running_loop()
+        local = await asyncio.gather(*(self._local(field, file) for field, file in files.items()))
         tasks = [
-            loop.run_in_executor(self._decoders, self._prepare_one, field, data, thumbnails)
-            for field, data in files.items()
+            loop.run_in_executor(self._decoders, self._prepare_one, field, data, thumbnails, pixels)
+            for field, data in zip(files, local, strict=True)
         ]
         with stage("decode", files=len(files)):
             return list(await asyncio.gather(*tasks))
@@ -148,8 +159,10 @@ class Embedder:
                     self._cache.put(self._cache_name, "text", text, row)
         return self._stacked([rows[text] for text in texts])
 
-    async def mixed_rows(self, inputs: Sequence[str], *, field: str = "input") -> np.ndarray:
-        """Unit rows of texts and of images given as `data:image/…;base64,` URLs, in order.
+    async def mixed_rows(
+        self, inputs: Sequence[str | RemoteImage], *, field: str = "input"
+    ) -> np.ndarray:
+        """Unit rows of texts and of images, given as `data:image/…;base64,` or remote, in order.
 
         Args:
             inputs: At least one.
@@ -158,12 +171,14 @@ class Embedder:
         Raises:
             BadInputError: If a data URL is not base64 or not an image.
         """
-        is_image = np.array([is_image_url(text) for text in inputs])
-        files = {f"{field}.{n}": t for n, t in enumerate(inputs) if is_image[n]}
-        texts = [text for text, image in zip(inputs, is_image, strict=True) if not image]
+        images = np.array([is_image(entry) for entry in inputs])
+        files = {f"{field}.{n}": entry for n, entry in enumerate(inputs) if images[n]}
+        texts = [
+            e for e, image in zip(inputs, images, strict=True) if isinstance(e, str) and not image
+        ]
         pictures = await self.prepare(files)
         rows = np.empty((len(inputs), self.info.dim), np.float32)
-        rows[is_image], rows[~is_image] = await asyncio.gather(
+        rows[images], rows[~images] = await asyncio.gather(
             self.image_rows(pictures), self.text_rows(texts)
         )
         return rows
@@ -185,6 +200,15 @@ class Embedder:
         async with asyncio.timeout(seconds):
             await asyncio.shield(self._check)
 
+    async def _local(self, field: str, file: bytes | str | RemoteImage) -> bytes | str:
+        if not isinstance(file, RemoteImage):
+            return file
+        if self._fetcher is None:
+            message = f"{field}: this server fetches no images; send the file itself"
+            raise BadInputError(message)
+        with stage("fetch"):
+            return await self._fetcher.fetch(field, file.url)
+
     async def _token_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Of each text its token ids without padding."""
         if sum(map(len, texts)) <= _TOKENIZED_AT_ONCE:
@@ -199,15 +223,19 @@ class Embedder:
         known = [row for row in rows if row is not None]
         return np.stack(known) if known else np.empty((0, self.info.dim), np.float32)
 
-    def _prepare_one(self, field: str, data: bytes | str, with_thumbnail: bool) -> Picture:
+    def _prepare_one(
+        self, field: str, data: bytes | str, with_thumbnail: bool, with_pixels: bool
+    ) -> Picture:
         with self._decode_seconds.time():
-            return self._picture(field, data, with_thumbnail)
+            return self._picture(field, data, with_thumbnail, with_pixels)
 
-    def _picture(self, field: str, data: bytes | str, with_thumbnail: bool) -> Picture:
+    def _picture(
+        self, field: str, data: bytes | str, with_thumbnail: bool, with_pixels: bool
+    ) -> Picture:
         digest = ""
         try:
             file = _data_url_bytes(data) if isinstance(data, str) else data
-            if self._cache.enabled:
+            if self._cache.enabled and not with_pixels:
                 digest = hashlib.sha256(file).hexdigest()
                 row = self._cache.get(self._cache_name, "image", digest)
                 if row is not None and not with_thumbnail:
@@ -247,9 +275,9 @@ def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     return padded
 
 
-def is_image_url(text: str) -> bool:
+def is_image(entry: str | RemoteImage) -> bool:
     """Whether an input is to be read as an image; anything else is a text."""
-    return text.startswith("data:image/")
+    return isinstance(entry, RemoteImage) or entry.startswith("data:image/")
 
 
 def _data_url_bytes(text: str) -> bytes:

@@ -14,11 +14,12 @@ from typing import Final
 from serving.caching import RowCache
 from serving.errors import BadInputError, ConflictError, NotFoundError
 from serving.metrics import Metrics
+from serving.services.captioning import CaptionWriter
 from serving.services.embedding import Embedder
 from serving.services.workers import Workers, start_workers
 from serving.settings import ServingSettings
 from vlm.errors import BundleError
-from vlm.inference import BundleInfo, Encoder, load_bundle, read_bundle_info
+from vlm.inference import BundleInfo, Captioner, Encoder, load_bundle, read_bundle_info
 from vlm.inference.runtimes import Figures, default_cache, fastest_runtime, gated_runtime
 
 __all__ = ["Registry", "ServedModel"]
@@ -34,6 +35,8 @@ class ServedModel:
     embedder: Embedder
     figures: tuple[Figures, ...]
     """Of the runtimes that were considered, the fastest first."""
+    writer: CaptionWriter | None = None
+    """Where the model writes captions."""
 
     @property
     def info(self) -> BundleInfo:
@@ -156,12 +159,16 @@ class Registry:
             await model.embedder.check(seconds=seconds)
 
     async def _serve(self, name: str, folder: Path) -> ServedModel:
-        encoder, figures = await asyncio.to_thread(_gated_encoder, folder, self._settings)
+        encoder, captioner, figures = await asyncio.to_thread(_gated, folder, self._settings)
         embedder = Embedder(
             encoder, self._settings, self._metrics, workers=self.workers, cache=self._cache
         )
         await embedder.check(seconds=None)  # warm up, and fail before anybody is sent here
-        model = ServedModel(name=name, embedder=embedder, figures=figures)
+        writer = None
+        if captioner is not None:
+            most = self._settings.max_waiting
+            writer = CaptionWriter(captioner, embedder, workers=self.workers, max_waiting=most)
+        model = ServedModel(name=name, embedder=embedder, figures=figures, writer=writer)
         replaced = self._served.get(name)
         self._served[name] = model
         if replaced is not None:
@@ -188,12 +195,19 @@ class Registry:
         }
 
 
-def _gated_encoder(folder: Path, settings: ServingSettings) -> tuple[Encoder, tuple[Figures, ...]]:
-    """The bundle in the runtime asked for; its torch model is let go where another one computes."""
+def _gated(
+    folder: Path, settings: ServingSettings
+) -> tuple[Encoder, Captioner | None, tuple[Figures, ...]]:
+    """The bundle in the runtime asked for.
+
+    Its torch model is let go where another runtime computes, unless it writes captions.
+    """
     bundle = load_bundle(folder)
     cache = settings.runtimes or default_cache(folder)
     if settings.runtime == "auto":
         choice = fastest_runtime(bundle, device=settings.device, cache=cache)
     else:
         choice = gated_runtime(settings.runtime, bundle, device=settings.device, cache=cache)
-    return Encoder(bundle, runtime=choice.runtime), choice.figures
+    writes = bundle.info.model_kind == "coca"
+    captioner = Captioner(bundle, device=settings.device) if writes else None
+    return Encoder(bundle, runtime=choice.runtime), captioner, choice.figures

@@ -28,9 +28,12 @@ def test_a_request_is_a_span_with_its_stages_inside(bundle: Path, tmp_path: Path
         spans = {span.name: span for span in exporter.get_finished_spans()}
     request = spans["POST /v1/embeddings"]
     assert set(spans) == {"POST /v1/embeddings", "decode", "image", "text", "GET other"}
+    own = request.get_span_context()
+    assert own is not None
     for name in ("decode", "image", "text"):
-        assert spans[name].parent is not None
-        assert spans[name].parent.span_id == request.get_span_context().span_id
+        parent_span = spans[name].parent
+        assert parent_span is not None
+        assert parent_span.span_id == own.span_id
     assert request.parent is not None
     assert f"{request.parent.span_id:x}" == "b7ad6b7169203331"
     attributes = dict(request.attributes or {})

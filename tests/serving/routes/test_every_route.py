@@ -11,7 +11,9 @@ from tests.serving.wire import JSON, picture, problem
 from vlm.inference import Encoder
 
 
-@pytest.mark.parametrize("path", ["classify", "embeddings", "search", "similarity", "items"])
+@pytest.mark.parametrize(
+    "path", ["caption", "classify", "embeddings", "search", "similarity", "items"]
+)
 def test_a_body_that_is_not_understood_gets_told_what_is(client: TestClient, path: str) -> None:
     deep = "[" * 100_000
     for text in ("{", "[]", "null", "1e5", deep):
@@ -67,6 +69,7 @@ def test_the_openapi_document_resolves_and_names_every_route(client: TestClient)
         "/healthz",
         "/metrics",
         "/readyz",
+        "/v1/caption",
         "/v1/classify",
         "/v1/embeddings",
         "/v1/items",
