@@ -72,8 +72,12 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
         ) as telemetry,
     ):
         telemetry.note(_opening(config, parts, start))
+        for advice in config.optim.advice():
+            telemetry.note(f"note: {advice}")
         for batch in _waiting_counted(parts.stream.batches(start, parts.total_steps), telemetry):
-            factor = learning_rate_factor(config.optim.schedule, step, parts.total_steps)
+            factor = learning_rate_factor(
+                config.optim.schedule, step, parts.total_steps, global_batch=config.global_batch
+            )
             set_learning_rates(parts.engine.optimizer, factor)
             loss, gradient_norm = _train_step(config, parts, batch, step, world)
             if ema is not None and config.ema_decay is not None:
