@@ -2,6 +2,7 @@
 
 from vlm.models.build import Model, ModelConfig, build_model
 from vlm.models.coca import CoCa, CocaConfig
+from vlm.models.depths import parameter_depth, parameter_depths
 from vlm.models.dual_encoder import DualEncoder, DualEncoderConfig, clamp_logit_scale
 from vlm.models.towers import ImageTower, TextTower
 
@@ -16,4 +17,6 @@ __all__ = [
     "TextTower",
     "build_model",
     "clamp_logit_scale",
+    "parameter_depth",
+    "parameter_depths",
 ]
