@@ -40,14 +40,15 @@ def build_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     config: LionConfig | AdamWConfig | LambConfig | AdafactorConfig | MuonConfig,
     *,
-    depth: Callable[[str], int] | None = None,
+    depth: Callable[[str], int | None] | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer over `parameter_groups`, each remembering its peak as `initial_lr`.
 
     Args:
         named_parameters: Those of the model; frozen ones are left out.
         config: The rule and its rates.
-        depth: How many layers lie below a parameter, by name; for `config.layer_decay`.
+        depth: How many layers lie below a parameter, by name, or none behind the last; for
+            `config.layer_decay`.
 
     Raises:
         ValueError: If `config.layer_decay` is set and no `depth` is given.

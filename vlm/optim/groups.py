@@ -36,7 +36,7 @@ def parameter_groups(
     betas: tuple[float, float],
     lr_factors: dict[str, float] | None = None,
     layer_decay: float | None = None,
-    depth: Callable[[str], int] | None = None,
+    depth: Callable[[str], int | None] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups by what a parameter is (`hidden`, `decay`, `no_decay`, `scalars`) and by its rate.
 
@@ -54,8 +54,8 @@ def parameter_groups(
         betas: Of all groups but `scalars`.
         lr_factors: For each of the towers `image` and `text`, how many times `lr`.
         layer_decay: The rate of a layer as a multiple of the one above it in its tower.
-        depth: How many layers lie between the input of its tower and a parameter; needed for
-            `layer_decay`.
+        depth: How many layers lie between the input of its tower and a parameter, or none behind
+            the last layer; needed for `layer_decay`.
 
     Raises:
         ValueError: If `layer_decay` is given without `depth`.
@@ -101,7 +101,7 @@ def _factors(
     names: list[str],
     lr_factors: dict[str, float],
     layer_decay: float | None,
-    depth: Callable[[str], int] | None,
+    depth: Callable[[str], int | None] | None,
 ) -> dict[str, float]:
     """Each parameter's rate as a multiple of the peak."""
     factors = {name: lr_factors.get(_tower(name), 1.0) for name in names}
@@ -111,13 +111,13 @@ def _factors(
         message = "layer_decay needs the depth of every parameter"
         raise ValueError(message)
     depths = {name: depth(name) for name in names}
-    top: dict[str, int] = {}
+    top: dict[str, int] = {}  # of what is behind the last layer
     for name in names:
-        top[_tower(name)] = max(top.get(_tower(name), 0), depths[name])
-    return {
-        name: factor * layer_decay ** (top[_tower(name)] - depths[name])
-        for name, factor in factors.items()
-    }
+        top[_tower(name)] = max(top.get(_tower(name), 0), (depths[name] or 0) + 1)
+    below = {}
+    for name, depth_of in depths.items():
+        below[name] = 0 if depth_of is None else top[_tower(name)] - depth_of
+    return {name: factor * layer_decay ** below[name] for name, factor in factors.items()}
 
 
 def _tower(name: str) -> str:

@@ -19,7 +19,7 @@ from vlm.data.stream import Source, TrainStream
 from vlm.distributed import World
 from vlm.errors import ConfigError
 from vlm.losses import initial_sample_values
-from vlm.models import Model
+from vlm.models import Model, parameter_depths
 from vlm.models import build_model as build
 from vlm.optim import build_optimizer
 from vlm.preprocess import build_tokenizer, prepare_image, stack_images
@@ -204,7 +204,8 @@ def _build_objective(config: TrainConfig, sources: list[Source], world: World) -
 
 
 def _build_engine(config: TrainConfig, model: Model, world: World) -> Engine:
-    optimizer = build_optimizer(model.named_parameters(), config.optim)
+    depths = parameter_depths(name for name, _ in model.named_parameters())
+    optimizer = build_optimizer(model.named_parameters(), config.optim, depth=depths.get)
     if config.engine.type == "torch":
         return TorchEngine(model, optimizer, config.engine, world)
     from vlm.train.deepspeed_engine import DeepSpeedEngine  # noqa: PLC0415 - optional extra
