@@ -126,6 +126,9 @@ class TrainConfig(Config):
     """Passes over the data."""
     global_batch: int = Field(256, ge=2)
     """Samples of one optimizer step, over all ranks."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Most samples of one rank in one forward; a rank's larger share of the global batch goes
+    through the gradient cache in micro-batches of this size. None: the share at once."""
     image: ImageConfig = ImageConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig

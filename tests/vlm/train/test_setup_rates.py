@@ -24,7 +24,7 @@ def configured(**changes: Any) -> TrainConfig:
 def test_layers_of_a_tower_learn_slower_towards_its_input() -> None:
     config = configured(optim={"type": "adamw", "lr": 1.0, "layer_decay": 0.5})
     model = build_model(config)
-    engine = _build_engine(config, model, World())
+    engine = _build_engine(config, model, World(), 4)
     rates = {id(p): group["lr"] for group in engine.optimizer.param_groups for p in group["params"]}
     found = {name: rates[id(p)] for name, p in model.named_parameters()}
     assert found["image.conv1.weight"] == found["text.token_embedding.weight"] == 0.25
