@@ -15,6 +15,7 @@ from vlm.cli.data import app as data_app
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
 from vlm.cli.index import index
+from vlm.cli.runs import runs
 from vlm.cli.serve import serve
 from vlm.cli.train import train
 from vlm.errors import VlmError
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
-for verb in (train, evaluate, export, caption, index, serve):
+for verb in (train, runs, evaluate, export, caption, index, serve):
     app.command()(verb)
 
 

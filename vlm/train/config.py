@@ -15,6 +15,7 @@ from vlm.losses import LossTerm, RemembersSamples
 from vlm.models import ModelConfig
 from vlm.optim import OptimizerConfig
 from vlm.preprocess import ImageConfig, TokenizerConfig
+from vlm.train.sinks import TelemetryConfig
 
 __all__ = [
     "DataConfig",
@@ -140,6 +141,7 @@ class TrainConfig(Config):
     engine: EngineConfig = TorchEngineConfig()
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Decay of the moving average of weights that is exported instead of the last weights."""
+    telemetry: TelemetryConfig = TelemetryConfig()
     log_every: int = Field(10, ge=1)
     """Steps between two records in `metrics.jsonl`."""
     checkpoint_every: int = Field(500, ge=1)

@@ -2,7 +2,6 @@
 
 import math
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,8 +20,8 @@ from vlm.train.checkpoint import latest_checkpoint, load_weights, save_checkpoin
 from vlm.train.config import TrainConfig
 from vlm.train.setup import Parts, build_parts, resume_facts
 from vlm.train.step import train_step
-from vlm.train.telemetry import Telemetry, open_telemetry, truncate_metrics
-from vlm.types import Batch, LossOutput
+from vlm.train.telemetry import open_telemetry, truncate_metrics
+from vlm.types import LossOutput
 
 __all__ = ["TrainResult", "train"]
 
@@ -54,25 +53,20 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
     parts = build_parts(config, world)
     facts = resume_facts(config, parts)
     start, ema = _restore(config, parts, facts, resume=resume)
-    metrics = config.run_folder / "metrics.jsonl" if world.is_main else None
-    if metrics is not None:
+    if world.is_main:
         _write_config(config)
-        truncate_metrics(metrics, start)
+        truncate_metrics(config.run_folder / "metrics.jsonl", start)
     step = start
     with (
         _stop_on_signal() as stop,
         open_telemetry(
-            console,
-            metrics,
-            start_step=start,
-            total_steps=parts.total_steps,
-            global_batch=config.global_batch,
+            console, config, world, start_step=start, total_steps=parts.total_steps
         ) as telemetry,
     ):
         telemetry.note(_opening(config, parts, start))
         for advice in config.optim.advice():
             telemetry.note(f"note: {advice}")
-        for batch in _waiting_counted(parts.stream.batches(start, parts.total_steps), telemetry):
+        for batch in telemetry.timed(parts.stream.batches(start, parts.total_steps)):
             factor = learning_rate_factor(
                 config.optim.schedule, step, parts.total_steps, global_batch=config.global_batch
             )
@@ -95,8 +89,10 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
                 figures = _figures(loss, gradient_norm, factor * config.optim.lr)
                 _refuse_non_finite(figures["loss"], step, config)
                 telemetry.report(step, figures | parts.stream.figures(step))
+            telemetry.enter("stalls")
             stopping = any_rank(stop.requested, world)
             if step % config.checkpoint_every == 0 or step == parts.total_steps or stopping:
+                telemetry.enter("checkpoint")
                 save_checkpoint(
                     config.run_folder / "checkpoints",
                     parts.engine,
@@ -199,16 +195,6 @@ def _write_config(config: TrainConfig) -> None:
     config.run_folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     write_text_whole(config.run_folder / "config.yaml", text)
-
-
-def _waiting_counted(batches: Iterator[Batch], telemetry: Telemetry) -> Iterator[Batch]:
-    while True:
-        start = time.monotonic()
-        batch = next(batches, None)
-        telemetry.waited(time.monotonic() - start)
-        if batch is None:
-            return
-        yield batch
 
 
 @dataclass
