@@ -17,6 +17,7 @@ from vlm.cli.embed import embed
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
 from vlm.cli.index import index
+from vlm.cli.runs import runs
 from vlm.cli.serve import serve
 from vlm.cli.train import train
 from vlm.errors import VlmError
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
-for verb in (train, evaluate, export, caption, embed, index, serve):
+for verb in (train, runs, evaluate, export, caption, embed, index, serve):
     app.command()(verb)
 
 
