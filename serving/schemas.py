@@ -22,11 +22,15 @@ __all__ = [
     "AddedItems",
     "ClassifyRequest",
     "ClassifyResponse",
+    "DeleteRequest",
+    "DeletedItems",
+    "FilterIn",
     "Health",
     "ImageBytes",
     "ImageSource",
     "ItemIn",
     "ItemOut",
+    "ItemsPage",
     "ItemsRequest",
     "ModelName",
     "Problem",
@@ -152,6 +156,36 @@ class ClassifyResponse(_Schema):
     """Whether the label set was calibrated for this model and mode."""
 
 
+FilterScalar = str | int | float | bool
+
+
+class FilterCondition(_Schema):
+    """All that is given must hold; numbers for the bounds, a part of a text for `contains`."""
+
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, serialize_by_alias=True
+    )
+
+    one_of: list[FilterScalar] | None = Field(None, alias="in", min_length=1, max_length=1000)
+    contains: Text | None = None
+    """Whatever the case of its letters."""
+    gt: float | None = None
+    gte: float | None = None
+    lt: float | None = None
+    lte: float | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "FilterCondition":
+        if not self.model_fields_set:
+            message = "give some of in, contains, gt, gte, lt, lte"
+            raise ValueError(message)
+        return self
+
+
+FilterIn = dict[str, FilterScalar | FilterCondition]
+"""By metadata key the value that an item must have, or conditions on it. All must hold."""
+
+
 class SearchRequest(_Schema):
     """Exactly one of text, image and id."""
 
@@ -162,8 +196,8 @@ class SearchRequest(_Schema):
     id: ItemId | None = None
     """More like this stored item."""
     limit: int = Field(default=20, ge=1, le=200)
-    filter: dict[str, str | int | float | bool] = {}
-    """Metadata values that every result must have."""
+    filter: FilterIn = {}
+    """What the metadata of every result must be: `{"style": "flat", "year": {"gte": 1990}}`."""
 
 
 class HitOut(_Schema):
@@ -209,8 +243,42 @@ class AddedItems(_Schema):
     ids: list[str]
 
 
+class DeleteRequest(_Schema):
+    """Exactly one of ids and filter."""
+
+    ids: list[ItemId] | None = Field(None, min_length=1, max_length=10_000)
+    filter: FilterIn | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _says_what(self) -> "DeleteRequest":
+        if (self.ids is None) == (self.filter is None):
+            message = "give exactly one of ids and filter"
+            raise ValueError(message)
+        return self
+
+
+class DeletedItems(_Schema):
+    deleted: int
+    """How many of them there were."""
+
+
 class ItemOut(_Schema):
     id: str
     text: str | None
     metadata: dict[str, Any]
     thumbnail: str | None
+
+
+class ListedItem(ItemOut):
+    modality: Literal["image", "text"]
+    """What the vector is of."""
+    vector: list[float] | None = None
+
+
+class ItemsPage(_Schema):
+    items: list[ListedItem]
+    """In the order of their ids."""
+    next: str | None
+    """Give it as `after` for the next page; null: this was the last one."""
+    total: int
+    """Items of the collection that fulfil the filter."""

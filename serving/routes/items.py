@@ -1,18 +1,31 @@
 """`/v1/items`: what can be found."""
 
+from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import TypeAdapter, ValidationError
 
-from serving.errors import NotFoundError
+from serving.errors import BadInputError, NotFoundError
 from serving.routes.bodies import body_schema, parse_body
 from serving.routes.state import ServicesDep, refuse_more_than
-from serving.schemas import AddedItems, ItemIn, ItemOut, ItemsRequest
+from serving.schemas import (
+    AddedItems,
+    DeletedItems,
+    DeleteRequest,
+    FilterIn,
+    ItemIn,
+    ItemOut,
+    ItemsPage,
+    ItemsRequest,
+    ListedItem,
+)
 from serving.services.retrieval import NewItem
 
 __all__ = ["router", "thumbnail_path"]
 
 router = APIRouter(prefix="/v1/items", tags=["items"])
+_FILTER: TypeAdapter[FilterIn] = TypeAdapter(FilterIn)
 _ONE_OR_MANY = body_schema(ItemIn, ("image",))
 _ONE_OR_MANY["requestBody"]["content"]["application/json"]["schema"] = {
     "$ref": "#/components/schemas/ItemsRequest"
@@ -34,6 +47,44 @@ async def add_items(request: Request, services: ServicesDep) -> AddedItems:
     refuse_more_than(services.settings.max_text_characters, longest, "characters")
     new = [NewItem(id=i.id, image=i.image, text=i.text, metadata=i.metadata) for i in items]
     return AddedItems(ids=await services.retriever.add(new))
+
+
+@router.get("")
+async def list_items(
+    services: ServicesDep,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: Annotated[str, Query(max_length=256, description="`next` of the page before")] = "",
+    filter: Annotated[str, Query(description="JSON, as in a search")] = "{}",
+    vectors: Annotated[bool, Query(description="whether items bring their vectors")] = False,
+) -> ItemsPage:
+    """Items in the order of their ids, page by page.
+
+    What stays is seen exactly once, whatever is written meanwhile.
+    """
+    where = _filter_of(filter)
+    items = await services.retriever.page(limit=limit, after=after, where=where)
+    listed = [
+        ListedItem(
+            id=item.id,
+            text=item.text,
+            metadata=item.metadata,
+            thumbnail=None if item.thumbnail is None else thumbnail_path(item.id),
+            modality=item.modality,
+            vector=item.vector.tolist() if vectors else None,
+        )
+        for item in items
+    ]
+    last = items[-1].id if len(items) == limit else None
+    return ItemsPage(items=listed, next=last, total=await services.retriever.count(where))
+
+
+@router.post("/delete")
+async def delete_items(body: DeleteRequest, services: ServicesDep) -> DeletedItems:
+    """Remove items by their ids, or all that fulfil a filter; those that are not there count 0."""
+    if body.ids is not None:
+        return DeletedItems(deleted=await services.retriever.delete_many(body.ids))
+    where = body.model_dump(include={"filter"}, exclude_unset=True)["filter"]
+    return DeletedItems(deleted=await services.retriever.delete_where(where))
 
 
 @router.get("/{item_id:path}/thumbnail", response_class=Response)
@@ -63,6 +114,16 @@ async def get_item(item_id: str, services: ServicesDep) -> ItemOut:
 async def delete_item(item_id: str, services: ServicesDep) -> None:
     """Remove one item."""
     await services.retriever.delete(item_id)
+
+
+def _filter_of(text: str) -> dict[str, Any]:
+    try:
+        return _FILTER.dump_python(_FILTER.validate_json(text), exclude_unset=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(["query.filter", *(str(part) for part in first["loc"])])
+        message = f"{place}: {first['msg']}"
+        raise BadInputError(message) from error
 
 
 def thumbnail_path(item_id: str) -> str:

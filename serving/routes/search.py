@@ -22,7 +22,11 @@ async def search(request: Request, services: ServicesDep) -> SearchResponse:
     settings = services.settings
     refuse_more_than(settings.max_text_characters, len(body.text or ""), "characters")
     hits = await services.retriever.search(
-        text=body.text, image=body.image, item_id=body.id, limit=body.limit, where=body.filter
+        text=body.text,
+        image=body.image,
+        item_id=body.id,
+        limit=body.limit,
+        where=body.model_dump(include={"filter"}, exclude_unset=True).get("filter", {}),
     )
     results = [
         HitOut(

@@ -11,7 +11,7 @@ import numpy as np
 from serving.errors import BadInputError, NotFoundError
 from serving.services.embedding import Embedder
 from serving.services.fetching import RemoteImage
-from serving.stores import Hit, Item, Store
+from serving.stores import Hit, Item, Store, parse_filter
 
 __all__ = ["NewItem", "Retriever"]
 
@@ -48,15 +48,17 @@ class Retriever:
         A stored item is left out of its own results.
 
         Raises:
-            BadInputError: If not exactly one of the three is given, or the image is not one.
+            BadInputError: If not exactly one of the three is given, the image is not one, or the
+                filter means nothing.
             NotFoundError: If no item has `item_id`.
         """
         if sum(given is not None for given in (text, image, item_id)) != 1:
             message = "give exactly one of text, image and id"
             raise BadInputError(message)
+        wanted = parse_filter(where)
         vector = await self._query_vector(text, image, item_id)
         extra = 0 if item_id is None else 1
-        hits = await asyncio.to_thread(self._store.search, vector, limit + extra, where)
+        hits = await asyncio.to_thread(self._store.search, vector, limit + extra, wanted)
         return [hit for hit in hits if hit.id != item_id][:limit]
 
     async def add(self, items: Sequence[NewItem]) -> list[str]:
@@ -88,6 +90,7 @@ class Retriever:
                 Item(
                     id=item_id,
                     vector=row,
+                    modality="text" if item.image is None else "image",
                     text=item.text,
                     metadata=item.metadata,
                     thumbnail=None if picture is None else picture.thumbnail,
@@ -110,8 +113,29 @@ class Retriever:
             message = f"no item has the id {item_id!r}"
             raise NotFoundError(message)
 
-    async def count(self) -> int:
-        return await asyncio.to_thread(self._store.count)
+    async def delete_where(self, where: Mapping[str, Any]) -> int:
+        """Remove all items that fulfil a filter at once; returns how many there were.
+
+        Raises:
+            BadInputError: If the filter means nothing.
+        """
+        return await asyncio.to_thread(self._store.delete_where, parse_filter(where))
+
+    async def delete_many(self, ids: Sequence[str]) -> int:
+        """Remove those of the items that there are; returns how many there were."""
+        return await asyncio.to_thread(self._store.delete, ids)
+
+    async def page(self, *, limit: int, after: str, where: Mapping[str, Any]) -> list[Item]:
+        """Items in the order of their ids, those behind `after`.
+
+        Raises:
+            BadInputError: If the filter means nothing.
+        """
+        wanted = parse_filter(where)
+        return await asyncio.to_thread(self._store.scan, limit, after=after, where=wanted)
+
+    async def count(self, where: Mapping[str, Any] | None = None) -> int:
+        return await asyncio.to_thread(self._store.count, parse_filter(where or {}))
 
     async def _query_vector(
         self, text: str | None, image: bytes | RemoteImage | None, item_id: str | None

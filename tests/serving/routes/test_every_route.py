@@ -73,6 +73,7 @@ def test_the_openapi_document_resolves_and_names_every_route(client: TestClient)
         "/v1/classify",
         "/v1/embeddings",
         "/v1/items",
+        "/v1/items/delete",
         "/v1/items/{item_id}",
         "/v1/items/{item_id}/thumbnail",
         "/v1/label-sets",
