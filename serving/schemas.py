@@ -196,6 +196,8 @@ class SearchRequest(_Schema):
     id: ItemId | None = None
     """More like this stored item."""
     limit: int = Field(default=20, ge=1, le=200)
+    collection: str | None = Field(default=None, max_length=64)
+    """A name of `/v1/collections`; none: the default one."""
     filter: FilterIn = {}
     """What the metadata of every result must be: `{"style": "flat", "year": {"gte": 1990}}`."""
 

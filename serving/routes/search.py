@@ -21,7 +21,8 @@ async def search(request: Request, services: ServicesDep) -> SearchResponse:
     body = await parse_body(request, SearchRequest, objects=("filter",))
     settings = services.settings
     refuse_more_than(settings.max_text_characters, len(body.text or ""), "characters")
-    hits = await services.retriever.search(
+    retriever = await services.retriever(body.collection)
+    hits = await retriever.search(
         text=body.text,
         image=body.image,
         item_id=body.id,
@@ -34,10 +35,10 @@ async def search(request: Request, services: ServicesDep) -> SearchResponse:
             score=hit.score,
             text=hit.text,
             metadata=hit.metadata,
-            thumbnail=thumbnail_path(hit.id) if hit.has_thumbnail else None,
+            thumbnail=thumbnail_path(hit.id, body.collection) if hit.has_thumbnail else None,
         )
         for hit in hits
     ]
-    items = await services.retriever.count()
+    items = await retriever.count()
     elapsed = round(1000 * (time.perf_counter() - start), 2)
     return SearchResponse(results=results, items=items, milliseconds=elapsed)

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 from serving.errors import BadInputError, NotFoundError
 from serving.services.embedding import Embedder
 from serving.services.fetching import RemoteImage
-from serving.stores import Hit, Item, Store, parse_filter
+from serving.services.recall import Measurement
+from serving.stores import Effort, Filter, Hit, Item, Store, parse_filter
 
-__all__ = ["NewItem", "Retriever"]
+__all__ = ["NewItem", "Retriever", "Tuning"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +28,43 @@ class NewItem:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-class Retriever:
-    """A model and the collection of its vectors."""
+@dataclass(kw_only=True)
+class Tuning:
+    """How hard a collection is searched."""
 
-    def __init__(self, embedder: Embedder, store: Store) -> None:
+    exact_below: int
+    """Of fewer items, all or those that a filter leaves, every one is compared."""
+    measurement: Measurement | None = None
+    """Without one, search is exact."""
+
+    @property
+    def effort(self) -> Effort | None:
+        """What was chosen for the whole collection; None: exact search."""
+        return None if self.measurement is None else self.measurement.chosen.effort
+
+
+class Retriever:
+    """A model and the collection of its vectors.
+
+    Args:
+        embedder: Of the model.
+        store: Its vectors.
+        tuning: How hard to search.
+        has_written: Called after each change of the collection.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        store: Store,
+        *,
+        tuning: Tuning,
+        has_written: Callable[[], None] = lambda: None,
+    ) -> None:
         self._embedder = embedder
         self._store = store
+        self._tuning = tuning
+        self._has_written = has_written
 
     async def search(
         self,
@@ -58,7 +90,7 @@ class Retriever:
         wanted = parse_filter(where)
         vector = await self._query_vector(text, image, item_id)
         extra = 0 if item_id is None else 1
-        hits = await asyncio.to_thread(self._store.search, vector, limit + extra, wanted)
+        hits = await self._nearest(vector, limit + extra, wanted)
         return [hit for hit in hits if hit.id != item_id][:limit]
 
     async def add(self, items: Sequence[NewItem]) -> list[str]:
@@ -97,6 +129,7 @@ class Retriever:
                 )
             )
         await asyncio.to_thread(self._store.upsert, stored)
+        self._has_written()
         return [item.id for item in stored]
 
     async def get(self, item_id: str) -> Item:
@@ -136,6 +169,13 @@ class Retriever:
 
     async def count(self, where: Mapping[str, Any] | None = None) -> int:
         return await asyncio.to_thread(self._store.count, parse_filter(where or {}))
+
+    async def _nearest(self, vector: np.ndarray, limit: int, where: Filter) -> list[Hit]:
+        effort = self._tuning.effort
+        if effort is not None and where:
+            left = await asyncio.to_thread(self._store.count, where)
+            effort = None if left < self._tuning.exact_below else effort
+        return await asyncio.to_thread(self._store.search, vector, limit, where, effort=effort)
 
     async def _query_vector(
         self, text: str | None, image: bytes | RemoteImage | None, item_id: str | None

@@ -1,10 +1,11 @@
 """Where vectors are kept."""
 
 from serving.stores.base import Effort, Hit, Item, Snapshots, Store, best_first
-from serving.stores.embedded import EmbeddedStore
+from serving.stores.embedded import CollectionInfo, EmbeddedStore, read_collection_info
 from serving.stores.filters import Filter, IsModality, Modality, matches, parse_filter
 
 __all__ = [
+    "CollectionInfo",
     "Effort",
     "EmbeddedStore",
     "Filter",
@@ -17,4 +18,5 @@ __all__ = [
     "best_first",
     "matches",
     "parse_filter",
+    "read_collection_info",
 ]

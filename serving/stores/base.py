@@ -118,6 +118,10 @@ class Store(Protocol):
         """
         ...
 
+    def sample(self, count: int, *, seed: int = 0) -> list[Item]:
+        """Items drawn evenly, without one twice; all of them if there are no more."""
+        ...
+
     @property
     def is_indexed(self) -> bool:
         """Whether there is an index that an effort applies to."""

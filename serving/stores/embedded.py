@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from serving.stores.base import Effort, Hit, Item, best_first
 from serving.stores.filters import Filter
 from serving.stores.lance_sql import conjunction, filter_columns, quoted, quoted_list, sql
 
-__all__ = ["EmbeddedStore"]
+__all__ = ["CollectionInfo", "EmbeddedStore", "read_collection_info"]
 
 _log = logging.getLogger(__name__)
 _TABLE = "items"
@@ -39,6 +40,23 @@ _REFRESH = timedelta(seconds=1)
 _KEEP_VERSIONS = timedelta(minutes=10)
 _BY_ID = {"column_name": "id", "ascending": True, "nulls_first": False}
 _PAYLOAD = ["id", "modality", "text", "metadata"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionInfo:
+    """Whose vectors a folder holds."""
+
+    fingerprint: str
+    dim: int
+
+
+def read_collection_info(folder: Path) -> CollectionInfo | None:
+    """What a folder holds; None if it is no collection."""
+    path = folder / _INFO
+    if not path.is_file():
+        return None
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    return CollectionInfo(fingerprint=tree["fingerprint"], dim=tree["dim"])
 
 
 class EmbeddedStore:
@@ -66,7 +84,8 @@ class EmbeddedStore:
         self._upkeep: threading.Thread | None = None
         self._schema = _schema(dim)
         self._database = lancedb.connect(str(folder), read_consistency_interval=_REFRESH)
-        self._table = self._database.create_table(_TABLE, schema=self._schema, exist_ok=True)
+        # Any: half of its methods have no types.
+        self._table: Any = self._database.create_table(_TABLE, schema=self._schema, exist_ok=True)
 
     def upsert(self, items: Sequence[Item]) -> None:
         if not items:
@@ -137,6 +156,13 @@ class EmbeddedStore:
         query: Any = self._table.search()
         query = query if clause is None else query.where(clause)
         return [_item(row) for row in query.order_by([_BY_ID]).limit(limit).to_list()]
+
+    def sample(self, count: int, *, seed: int = 0) -> list[Item]:
+        stored = self.count()
+        drawn = np.random.default_rng(seed).choice(stored, min(count, stored), replace=False)
+        if not len(drawn):
+            return []
+        return [_item(row) for row in self._table.take_offsets(sorted(drawn.tolist())).to_list()]
 
     @property
     def is_indexed(self) -> bool:

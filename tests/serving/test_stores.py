@@ -231,7 +231,7 @@ def test_writes_from_threads_and_from_a_second_opening_lose_nothing(
     assert again.existing([item.id for item in stored]) == {item.id for item in stored}
 
 
-GALLERY = [
+GALLERY: list[dict[str, Any]] = [
     {"style": "flat", "year": 1990, "title": "The Sea", "tags": ["a", "b"], "ok": True},
     {"style": "flat", "year": 1995.5, "title": "a SEA of it's own", "tags": ["b"], "ok": False},
     {"style": "oil", "year": "1990", "title": "%_ 100", "tags": [], "ok": 1},
@@ -320,6 +320,16 @@ def test_pages_show_what_stays_once_whatever_is_written_meanwhile(
     np.testing.assert_array_equal(seen[9].vector, items(10)[9].vector)
 
 
+def test_a_sample_has_no_item_twice(tmp_path: Path, open_store: OpenStore) -> None:
+    store = open_store(tmp_path)
+    assert store.sample(3) == []
+    store.upsert(items(20))
+    drawn = [item.id for item in store.sample(10, seed=1)]
+    assert len(set(drawn)) == 10
+    assert [item.id for item in store.sample(10, seed=1)] == drawn
+    assert len(store.sample(50)) == 20
+
+
 def test_captions_are_found_by_their_words_new_ones_too(
     tmp_path: Path, open_store: OpenStore
 ) -> None:
@@ -344,9 +354,9 @@ def test_an_index_misses_little_and_new_items_not_at_all(
     store = open_store(tmp_path)
     stored = items(600)
     store.upsert(stored[:500])
-    assert not store.is_indexed
+    indexed = [store.is_indexed]
     store.build_index()
-    assert store.is_indexed
+    assert [*indexed, store.is_indexed] == [False, True]
     store.upsert(stored[500:])
     store.delete([stored[0].id])
     matrix = np.stack([item.vector for item in stored[1:]])

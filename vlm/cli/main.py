@@ -16,7 +16,8 @@ from vlm.cli.data import app as data_app
 from vlm.cli.embed import embed
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
-from vlm.cli.index import index
+from vlm.cli.index import app as index_app
+from vlm.cli.migrate import migrate
 from vlm.cli.runs import runs
 from vlm.cli.serve import serve
 from vlm.cli.train import train
@@ -34,7 +35,9 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
-for verb in (train, runs, evaluate, export, caption, embed, index, serve):
+index_app.command()(migrate)
+app.add_typer(index_app, name="index")
+for verb in (train, runs, evaluate, export, caption, embed, serve):
     app.command()(verb)
 
 

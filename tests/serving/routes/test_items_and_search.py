@@ -90,9 +90,10 @@ def test_items_are_listed_page_by_page_and_removed_by_ids_or_filter(client: Test
     body = [{"id": f"note {n}", "text": f"n {n}", "metadata": {"note": n}} for n in range(5)]
     assert client.post("/v1/items", json={"items": body}).status_code == 201
     mine = json.dumps({"note": {"gte": 0}})
-    seen, after = [], ""
+    seen: list[dict[str, Any]] = []
+    after: Any = ""
     while after is not None:
-        params = {"limit": 2, "after": after, "filter": mine, "vectors": True}
+        params = {"limit": "2", "after": after, "filter": mine, "vectors": "true"}
         page = client.get("/v1/items", params=params).json()
         seen += page["items"]
         after = page["next"]
