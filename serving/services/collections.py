@@ -32,7 +32,8 @@ from serving.services.recall import (
     tune,
 )
 from serving.services.registry import Registry
-from serving.services.retrieval import Retriever, Tuning
+from serving.services.retrieval import Retriever
+from serving.services.searching import Tuning
 from serving.settings import ServingSettings
 from serving.stores import EmbeddedStore, Store, read_collection_info
 

@@ -1,4 +1,4 @@
-"""Search among stored items, and keeping them."""
+"""A collection's items: searching and keeping them."""
 
 import asyncio
 import hashlib
@@ -6,15 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from serving.errors import BadInputError, NotFoundError
 from serving.services.embedding import Embedder
-from serving.services.fetching import RemoteImage
-from serving.services.recall import Measurement
-from serving.stores import Effort, Filter, Hit, Item, Store, parse_filter
+from serving.services.searching import Answer, Question, Searcher, Tuning
+from serving.stores import Item, Store, parse_filter
 
-__all__ = ["NewItem", "Retriever", "Tuning"]
+__all__ = ["NewItem", "Retriever"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,21 +23,6 @@ class NewItem:
     image: bytes | None = None
     text: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class Tuning:
-    """How hard a collection is searched."""
-
-    exact_below: int
-    """Of fewer items, all or those that a filter leaves, every one is compared."""
-    measurement: Measurement | None = None
-    """Without one, search is exact."""
-
-    @property
-    def effort(self) -> Effort | None:
-        """What was chosen for the whole collection; None: exact search."""
-        return None if self.measurement is None else self.measurement.chosen.effort
 
 
 class Retriever:
@@ -63,35 +45,17 @@ class Retriever:
     ) -> None:
         self._embedder = embedder
         self._store = store
-        self._tuning = tuning
+        self._searcher = Searcher(embedder, store, tuning)
         self._has_written = has_written
 
-    async def search(
-        self,
-        *,
-        text: str | None = None,
-        image: bytes | RemoteImage | None = None,
-        item_id: str | None = None,
-        limit: int,
-        where: Mapping[str, Any],
-    ) -> list[Hit]:
-        """Items nearest to a text, an image or a stored item, best first.
-
-        A stored item is left out of its own results.
+    async def search(self, question: Question) -> Answer:
+        """The items that fit best; items that are part of the question are left out.
 
         Raises:
-            BadInputError: If not exactly one of the three is given, the image is not one, or the
-                filter means nothing.
-            NotFoundError: If no item has `item_id`.
+            BadInputError: If the question cannot be understood, or a picture is none.
+            NotFoundError: If a part names an item that is not there.
         """
-        if sum(given is not None for given in (text, image, item_id)) != 1:
-            message = "give exactly one of text, image and id"
-            raise BadInputError(message)
-        wanted = parse_filter(where)
-        vector = await self._query_vector(text, image, item_id)
-        extra = 0 if item_id is None else 1
-        hits = await self._nearest(vector, limit + extra, wanted)
-        return [hit for hit in hits if hit.id != item_id][:limit]
+        return await self._searcher.answer(question)
 
     async def add(self, items: Sequence[NewItem]) -> list[str]:
         """Store items, replacing those of the same id; on disk when this returns.
@@ -129,7 +93,7 @@ class Retriever:
                 )
             )
         await asyncio.to_thread(self._store.upsert, stored)
-        self._has_written()
+        self._changed()
         return [item.id for item in stored]
 
     async def get(self, item_id: str) -> Item:
@@ -142,7 +106,7 @@ class Retriever:
 
     async def delete(self, item_id: str) -> None:
         """Raises NotFoundError if there is none."""
-        if not await asyncio.to_thread(self._store.delete, [item_id]):
+        if not await self.delete_many([item_id]):
             message = f"no item has the id {item_id!r}"
             raise NotFoundError(message)
 
@@ -152,11 +116,15 @@ class Retriever:
         Raises:
             BadInputError: If the filter means nothing.
         """
-        return await asyncio.to_thread(self._store.delete_where, parse_filter(where))
+        gone = await asyncio.to_thread(self._store.delete_where, parse_filter(where))
+        self._changed()
+        return gone
 
     async def delete_many(self, ids: Sequence[str]) -> int:
         """Remove those of the items that there are; returns how many there were."""
-        return await asyncio.to_thread(self._store.delete, ids)
+        gone = await asyncio.to_thread(self._store.delete, ids)
+        self._changed()
+        return gone
 
     async def page(self, *, limit: int, after: str, where: Mapping[str, Any]) -> list[Item]:
         """Items in the order of their ids, those behind `after`.
@@ -170,23 +138,9 @@ class Retriever:
     async def count(self, where: Mapping[str, Any] | None = None) -> int:
         return await asyncio.to_thread(self._store.count, parse_filter(where or {}))
 
-    async def _nearest(self, vector: np.ndarray, limit: int, where: Filter) -> list[Hit]:
-        effort = self._tuning.effort
-        if effort is not None and where:
-            left = await asyncio.to_thread(self._store.count, where)
-            effort = None if left < self._tuning.exact_below else effort
-        return await asyncio.to_thread(self._store.search, vector, limit, where, effort=effort)
-
-    async def _query_vector(
-        self, text: str | None, image: bytes | RemoteImage | None, item_id: str | None
-    ) -> np.ndarray:
-        if text is not None:
-            return (await self._embedder.text_rows([text]))[0]
-        if image is not None:
-            pictures = await self._embedder.prepare({"image": image})
-            return (await self._embedder.image_rows(pictures))[0]
-        assert item_id is not None
-        return (await self.get(item_id)).vector
+    def _changed(self) -> None:
+        self._searcher.forget()
+        self._has_written()
 
 
 def _item_ids(items: Sequence[NewItem]) -> list[str]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,8 +12,6 @@ from typer.core import TyperGroup
 from vlm.errors import DataError
 
 if TYPE_CHECKING:
-    import click
-
     from serving.services.indexing import Pair
     from serving.stores import EmbeddedStore, Item
     from vlm.inference import Encoder
@@ -31,7 +29,7 @@ ExactBelow = Annotated[int, typer.Option(min=1, help="Of fewer items every one i
 class _FillsByDefault(TyperGroup):
     """`vlm index SHARDS` is `vlm index add SHARDS`."""
 
-    def parse_args(self, ctx: "click.Context", args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # typer's own copy of click
         if args and args[0] not in self.commands and args[0] != "--help":
             args = ["add", *args]
         return super().parse_args(ctx, args)

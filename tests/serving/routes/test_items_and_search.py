@@ -106,7 +106,8 @@ def test_items_are_listed_page_by_page_and_removed_by_ids_or_filter(client: Test
     assert gone.json() == {"deleted": 3}
     assert client.get("/v1/items", params={"filter": mine}).json()["total"] == 1
     client.post("/v1/items/delete", json={"ids": ["note 1"]})
-    for wrong in ({}, {"filter": {}}, {"ids": []}, {"ids": ["a"], "filter": {"a": 1}}):
+    wrong_ones: list[dict[str, Any]] = [{}, {"filter": {}}, {"ids": []}]
+    for wrong in [*wrong_ones, {"ids": ["a"], "filter": {"a": 1}}]:
         problem(client.post("/v1/items/delete", json=wrong), 422)
     for text in ("x", "[]", '{"a": {"gt": "x"}}', '{"a": {}}'):
         answer = client.get("/v1/items", params={"filter": text})
