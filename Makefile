@@ -12,7 +12,7 @@ NPM := $(if $(shell command -v npm),,$(comma)npm)
 DATA := data/emoji
 RUN := runs/demo
 
-.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-serve clean browser help
+.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-serve bench-search clean browser help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -78,6 +78,10 @@ bench-plan: .venv/.installed-dev ## the order of 10 billion samples on one of 4,
 bench-data: .venv/.installed-dev ## shards to batches against open_clip's pipeline, as JSON
 	@test -d build/photos || $(PIP) --no-deps --target build/photos scikit-image scikit-learn
 	@$(BIN)/python -m tests.bench.bench_data --photos build/photos --out build/bench-data.json
+
+bench-search: .venv/.installed-dev ## recall, latency and cost of search against FAISS-HNSW, as JSON
+	@test -d build/faiss || $(PIP) --no-deps --target build/faiss faiss-cpu
+	@OMP_NUM_THREADS=2 $(BIN)/python -m tests.bench.bench_search --out build/bench-search.json
 
 bench-serve: .venv/.installed-dev ## our server against a plain one, same weights and client, as JSON
 	@mkdir -p build

@@ -148,16 +148,14 @@ def grouped(hits: Sequence[Hit], limit: int, similarity: float) -> list[Ranked]:
     """
     leaders: list[Hit] = []
     folded: list[list[str]] = []
-    rows = np.empty((0, 1), np.float32)
     for hit in hits:
-        row = _row(hit)[None]
-        near = (rows @ row[0] >= similarity).nonzero()[0] if leaders else ()
-        if len(near):
-            folded[int(near[0])].append(hit.id)
+        row = _row(hit)
+        near = [n for n, leader in enumerate(leaders) if float(_row(leader) @ row) >= similarity]
+        if near:
+            folded[near[0]].append(hit.id)
         elif len(leaders) < limit:
             leaders.append(hit)
             folded.append([])
-            rows = row if len(leaders) == 1 else np.concatenate([rows, row])
     return [
         Ranked(hit=hit, duplicates=tuple(ids)) for hit, ids in zip(leaders, folded, strict=True)
     ]
