@@ -12,6 +12,7 @@ from rich.console import Console
 import vlm
 from vlm.cli.caption import caption
 from vlm.cli.data import app as data_app
+from vlm.cli.doctor import doctor
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
 from vlm.cli.index import index
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
-for verb in (train, runs, evaluate, export, caption, index, serve):
+for verb in (doctor, train, runs, evaluate, export, caption, index, serve):
     app.command()(verb)
 
 
