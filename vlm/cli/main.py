@@ -10,9 +10,11 @@ import typer
 from rich.console import Console
 
 import vlm
+from vlm.cli.bundle import app as bundle_app
 from vlm.cli.caption import caption
 from vlm.cli.data import app as data_app
 from vlm.cli.doctor import doctor
+from vlm.cli.embed import embed
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
 from vlm.cli.index import index
@@ -32,7 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
-for verb in (doctor, train, runs, evaluate, export, caption, index, serve):
+app.add_typer(bundle_app, name="bundle")
+for verb in (doctor, train, runs, evaluate, export, caption, embed, index, serve):
     app.command()(verb)
 
 

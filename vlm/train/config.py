@@ -14,7 +14,7 @@ from vlm.data.stream import StreamConfig
 from vlm.losses import LossTerm, RemembersSamples
 from vlm.models import ModelConfig
 from vlm.optim import OptimizerConfig
-from vlm.preprocess import ImageConfig, TokenizerConfig
+from vlm.preprocess import AnyTokenizerConfig, ImageConfig, TokenizerConfig
 from vlm.train.sinks import TelemetryConfig
 
 __all__ = [
@@ -131,7 +131,7 @@ class TrainConfig(Config):
     """Most samples of one rank in one forward; a rank's larger share of the global batch goes
     through the gradient cache in micro-batches of this size. None: the share at once."""
     image: ImageConfig = ImageConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
+    tokenizer: AnyTokenizerConfig = TokenizerConfig()
     data: DataConfig
     model: ModelConfig
     loss: list[LossTerm] = Field(min_length=1)
@@ -163,10 +163,10 @@ class TrainConfig(Config):
             )
             raise ValueError(message)
         small_size = self.data.augment.views.small_size
-        reads_any_size = self.model.image.type == "timm"
-        if small_size not in (None, self.image.size) and not reads_any_size:
+        tower = "given" if self.model.image is None else self.model.image.type
+        if small_size not in (None, self.image.size) and tower != "timm":
             message = (
-                f"data.augment.views.small_size={small_size}: a {self.model.image.type} tower "
+                f"data.augment.views.small_size={small_size}: a {tower} tower "
                 f"reads {self.image.size} pixels only; leave small_size out, or use a "
                 f"convolutional timm tower"
             )
@@ -183,6 +183,24 @@ class TrainConfig(Config):
             raise ValueError(message)
         if self.model.type == "coca" and self.data.augment.views.total > 1:
             message = "a coca reads one view of an image: leave data.augment.views out"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _tokenizer_suits_the_text_tower(self) -> "TrainConfig":
+        kind = None if self.model.text is None else getattr(self.model.text, "type", "coca")
+        ends = kind == "coca" or getattr(self.model.text, "pool", None) == "end"
+        if self.tokenizer.type == "huggingface" and ends:
+            message = (
+                "tokenizer.type=huggingface: this text tower finds a caption's end by the highest "
+                "id, which is the byte-pair tokenizer's end mark; set tokenizer.type=simple"
+            )
+            raise ValueError(message)
+        if self.tokenizer.type != "huggingface" and kind == "huggingface":
+            message = (
+                "model.text.type=huggingface needs the tokenizer it was made with: set "
+                "tokenizer.type=huggingface and tokenizer.source"
+            )
             raise ValueError(message)
         return self
 
