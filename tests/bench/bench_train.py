@@ -6,7 +6,7 @@ Both train the same model in fp32 with AdamW on the same shards, batch and threa
 process of its own, in turns. open_clip's is `open_clip_train.main` itself, patched where it would
 not run here: a stand-in for pandas, and its grouping of members, which stops at an entry that
 webdataset 1 adds. Steps are timed by each trainer's own log, waiting for data included, the first
-three left out; memory is the sum of proportional set sizes of a process and its children, at its
+two left out; memory is the sum of proportional set sizes of a process and its children, at its
 highest.
 """
 
@@ -34,12 +34,12 @@ from vlm.config import load_config, validate_config
 from vlm.data.manifest import open_manifest
 
 WORKERS = 2
-LEFT_OUT = 3
+LEFT_OUT = 2
 DEMO = Path(__file__).parents[2] / "configs/train/demo.yaml"
 CASES: dict[str, dict[str, Any]] = {
     "demo": {"batch": 256, "size": 48, "context": 24, "model": None},
     "b32": {
-        "batch": 16,
+        "batch": 8,
         "size": 224,
         "context": 77,
         "model": {
