@@ -24,6 +24,7 @@ from vlm.types import DualEncoderOutput
 __all__ = ["MAX_LOG_LOGIT_SCALE", "DualEncoder", "DualEncoderConfig", "clamp_logit_scale"]
 
 MAX_LOG_LOGIT_SCALE = math.log(100.0)
+_DIM = 512
 _PREFIXES = {"image.": "visual.", "text.": "text."}
 
 
@@ -34,8 +35,8 @@ class DualEncoderConfig(Config):
     """
 
     type: Literal["dual_encoder"] = "dual_encoder"
-    dim: int = Field(512, ge=2)
-    """Width of the embeddings; without towers, that of the model to start from."""
+    dim: int | None = Field(None, ge=2)
+    """Width of the embeddings: by default 512, or that of the model that gives the towers."""
     image: ImageTower | None = None
     text: TextTower | None = None
     start: str | None = None
@@ -83,8 +84,8 @@ class DualEncoderConfig(Config):
         return config
 
     def _width(self, given: dict[str, Any]) -> int:
-        theirs = given.get("embed_dim", self.dim)
-        if "dim" in self.model_fields_set and theirs != self.dim:
+        theirs = given.get("embed_dim", self.dim or _DIM)
+        if self.dim not in (None, theirs):
             message = f"model.dim={self.dim}: {self.start} has {theirs}; leave dim out"
             raise ConfigError(message)
         return int(theirs)

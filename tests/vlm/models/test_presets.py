@@ -56,7 +56,7 @@ def test_siglip_has_the_names_and_shapes_of_open_clips() -> None:
     assert {name: tensor.shape for name, tensor in ours.open_clip_state().items()} == {
         name: tensor.shape for name, tensor in expected.items()
     }
-    assert ours.image.trunk.cls_token is None
+    assert getattr(ours.image.trunk, "cls_token", ...) is None
 
 
 def bert(folder: Path) -> Path:
