@@ -221,6 +221,7 @@ def _open_clip_model(config: dict[str, Any]) -> Any:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         message = f"model: the towers cannot be built ({reason})"
         raise ConfigError(message) from error
+    _check_positions(clip.text, config["text_cfg"])
     if "timm_model_name" not in vision:
         return clip
     trunk, size = clip.visual.trunk, vision["image_size"]
@@ -233,6 +234,20 @@ def _open_clip_model(config: dict[str, Any]) -> Any:
     if hasattr(trunk, "set_input_size") and trunk.default_cfg["input_size"][-1] != size:
         clip.visual.set_input_size(size)
     return clip
+
+
+def _check_positions(tower: Any, text: dict[str, Any]) -> None:
+    if "hf_model_name" not in text or not tower.context_length:
+        return
+    known = tower.context_length
+    if "roberta" in tower.config.model_type:  # whose positions begin behind the padding id
+        known -= tower.config.pad_token_id + 1
+    if text["context_length"] > known:
+        message = (
+            f"tokenizer.context_length={text['context_length']}: {text['hf_model_name']} knows "
+            f"{known} positions; lower it"
+        )
+        raise ConfigError(message)
 
 
 def _text_features(tower: Any, token_ids: Int64[Tensor, "batch token"]) -> Tensor:

@@ -117,7 +117,8 @@ def test_a_text_encoder_starts_from_its_weights_and_masks_its_padding(
 
     model, _ = built(text={"type": "huggingface", "name": str(bert), "pooling": pooling})
     ids = build_tokenizer(tokens(bert))(TEXTS[:2])
-    said = BertModel.from_pretrained(bert).eval()(ids, attention_mask=(ids != PAD).long())
+    theirs: Any = BertModel.from_pretrained(bert)  # in evaluation mode
+    said = theirs(ids, attention_mask=(ids != PAD).long())
     expected = {
         "cls": said.last_hidden_state[:, 0],
         "cls_pooler": said.pooler_output,
@@ -127,6 +128,14 @@ def test_a_text_encoder_starts_from_its_weights_and_masks_its_padding(
     assert trim_padding(ids).shape == (2, 5)
     assert_close(model.encode_text(ids), expected, rtol=1e-5, atol=1e-6)
     assert_close(model.encode_text(trim_padding(ids)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_caption_longer_than_a_text_encoder_can_read_is_told(bert: Path) -> None:
+    config = DualEncoderConfig.model_validate(
+        {**TINY_MODEL, "text": {"type": "huggingface", "name": str(bert)}}
+    )
+    with pytest.raises(ConfigError, match="context_length=25: .* knows 24 positions"):
+        build_model(config, image_size=32, context_length=25)
 
 
 def test_a_bundle_of_a_text_encoder_needs_nothing_beside_it(
