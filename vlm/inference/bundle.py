@@ -21,6 +21,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -45,9 +46,11 @@ __all__ = [
     "Bundle",
     "BundleInfo",
     "ModalityMeans",
+    "bundle_files",
     "load_bundle",
     "read_bundle_info",
     "save_bundle",
+    "verify_bundle",
 ]
 
 FORMAT_VERSION: Final = 1
@@ -75,6 +78,8 @@ class BundleInfo(Config):
     name: str
     model_kind: Literal["dual_encoder", "coca"] = "dual_encoder"
     """Which of the two configuration files is there, and what the weights are named after."""
+    text_tower_file: bool = False
+    """Whether `config.json`, the text tower of transformers, is one of its files."""
     fingerprint: str
     """64 hex digits."""
     dim: int
@@ -126,11 +131,14 @@ def save_bundle(
         dim = _write_model(draft, model, open_clip_config, image)
         saved = save_tokenizer(tokenizer, draft)
         _write_json(draft / _TOKENIZER, saved.model_dump(mode="json"))
+        has_text_tower_file = (draft / _TEXT_TOWER).is_file()
+        hashed = _hashed_files(_kind(model), saved, has_text_tower_file=has_text_tower_file)
         info = BundleInfo(
             format_version=FORMAT_VERSION,
             name=name,
             model_kind=_kind(model),
-            fingerprint=_fingerprint(draft, _kind(model), saved),
+            text_tower_file=has_text_tower_file,
+            fingerprint=_fingerprint(draft, hashed),
             dim=dim,
             logit_scale=float(model.logit_scale().item()),
             logit_bias=None if model.logit_bias is None else float(model.logit_bias.item()),
@@ -182,25 +190,42 @@ def _located(info: BundleInfo, folder: Path) -> BundleInfo:
     return info.model_copy(update={"tokenizer": tokenizer})
 
 
+def bundle_files(info: BundleInfo) -> tuple[str, ...]:
+    """Names of all files of a bundle; its description comes last."""
+    names = _hashed_files(info.model_kind, info.tokenizer, has_text_tower_file=info.text_tower_file)
+    return (*names, _BUNDLE)
+
+
+def verify_bundle(folder: Path) -> BundleInfo:
+    """Check that the files are those that the fingerprint was taken of, without loading them.
+
+    Raises:
+        BundleError: If files are missing or were altered since export.
+    """
+    info = read_bundle_info(folder)
+    try:
+        found = _fingerprint(folder, bundle_files(info)[:-1])
+    except OSError as error:
+        message = f"{folder}: incomplete, cannot read {error.filename} ({error.strerror})"
+        raise BundleError(message) from error
+    if found != info.fingerprint:
+        message = (
+            f"{folder}: altered since export. {_BUNDLE} promises fingerprint "
+            f"{info.fingerprint[:12]}, the files have {found[:12]}; copy the bundle again"
+        )
+        raise BundleError(message)
+    return info
+
+
 def load_bundle(folder: Path) -> Bundle:
     """Load a bundle and verify its fingerprint.
 
     Raises:
         BundleError: If files are missing, damaged, altered since export, or do not fit together.
     """
-    info = read_bundle_info(folder)
+    info = verify_bundle(folder)
     try:
-        found = _fingerprint(folder, info.model_kind, info.tokenizer)
-        if found != info.fingerprint:
-            message = (
-                f"{folder}: altered since export. {_BUNDLE} promises fingerprint "
-                f"{info.fingerprint[:12]}, the files have {found[:12]}; copy the bundle again"
-            )
-            raise BundleError(message)
         model = _read_model(folder, info.model_kind)
-    except OSError as error:
-        message = f"{folder}: incomplete, cannot read {error.filename} ({error.strerror})"
-        raise BundleError(message) from error
     except _MISFITS as error:
         message = f"{folder}: the files do not make a model ({error})"
         raise BundleError(message) from error
@@ -265,20 +290,23 @@ def _read_model(folder: Path, kind: Literal["dual_encoder", "coca"]) -> Model:
     return model
 
 
-def _fingerprint(
-    folder: Path,
-    kind: Literal["dual_encoder", "coca"],
-    tokenizer: TokenizerConfig | HuggingFaceTokenizerConfig,
-) -> str:
+def _fingerprint(folder: Path, names: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    names = [_WEIGHTS, _COCA if kind == "coca" else _OPEN_CLIP, _TOKENIZER]
-    names += tokenizer_files(tokenizer)
-    if (folder / _TEXT_TOWER).is_file():
-        names.append(_TEXT_TOWER)
     for name in names:
         with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _hashed_files(
+    kind: Literal["dual_encoder", "coca"],
+    tokenizer: TokenizerConfig | HuggingFaceTokenizerConfig,
+    *,
+    has_text_tower_file: bool,
+) -> tuple[str, ...]:
+    names = [_WEIGHTS, _COCA if kind == "coca" else _OPEN_CLIP, _TOKENIZER]
+    names += tokenizer_files(tokenizer)
+    return (*names, _TEXT_TOWER) if has_text_tower_file else tuple(names)
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from vlm.losses import LossTerm, RemembersSamples
 from vlm.models import ModelConfig
 from vlm.optim import OptimizerConfig
 from vlm.preprocess import AnyTokenizerConfig, ImageConfig, TokenizerConfig
+from vlm.train.sinks import TelemetryConfig
 
 __all__ = [
     "DataConfig",
@@ -119,11 +120,16 @@ class TrainConfig(Config):
     output: Path = Path("runs")
     seed: int = Field(0, ge=0, lt=2**31)
     steps: int | None = Field(None, ge=1)
-    """Optimizer steps; give this or `epochs`."""
+    """Optimizer steps; give this, `samples` or `epochs`."""
+    samples: int | None = Field(None, ge=1)
+    """Samples seen, rounded up to whole steps."""
     epochs: float | None = Field(None, gt=0)
-    """Passes over the data; give this or `steps`."""
+    """Passes over the data."""
     global_batch: int = Field(256, ge=2)
     """Samples of one optimizer step, over all ranks."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Most samples of one rank in one forward; a rank's larger share of the global batch goes
+    through the gradient cache in micro-batches of this size. None: the share at once."""
     image: ImageConfig = ImageConfig()
     tokenizer: AnyTokenizerConfig = TokenizerConfig()
     data: DataConfig
@@ -135,6 +141,7 @@ class TrainConfig(Config):
     engine: EngineConfig = TorchEngineConfig()
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Decay of the moving average of weights that is exported instead of the last weights."""
+    telemetry: TelemetryConfig = TelemetryConfig()
     log_every: int = Field(10, ge=1)
     """Steps between two records in `metrics.jsonl`."""
     checkpoint_every: int = Field(500, ge=1)
@@ -143,11 +150,17 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "TrainConfig":
-        if (self.steps is None) == (self.epochs is None):
-            message = "give exactly one of steps and epochs"
+        if [self.steps, self.samples, self.epochs].count(None) != 2:
+            message = "give exactly one of steps, samples and epochs"
             raise ValueError(message)
         if self.epochs is not None and len(self.data.sources) > 1:
             message = "a mixture has no epochs of its own: give steps"
+            raise ValueError(message)
+        if self.optim.whole_matrices and self.engine.type == "deepspeed":
+            message = (
+                f"optim.type={self.optim.type} looks at whole matrices, which DeepSpeed flattens: "
+                f"take lion or adamw, or engine.type=torch"
+            )
             raise ValueError(message)
         small_size = self.data.augment.views.small_size
         tower = "given" if self.model.image is None else self.model.image.type
@@ -223,5 +236,7 @@ class TrainConfig(Config):
         """Optimizer steps of the whole run over a dataset of `num_samples`."""
         if self.steps is not None:
             return self.steps
+        if self.samples is not None:
+            return math.ceil(self.samples / self.global_batch)
         assert self.epochs is not None
         return max(1, math.ceil(self.epochs * num_samples / self.global_batch))
