@@ -257,3 +257,19 @@ def test_a_vision_model_of_one_size_reads_the_configured_size() -> None:
         model: Any = build_model(config, image_size=48, context_length=12)
         assert model.train().encode_image(torch.empty(2, 3, 48, 48)).shape == (2, 16)
     assert tuple(model.image.trunk.pos_embed.shape) == (1, 1 + 9, 192)
+
+
+def test_a_text_encoder_recomputes_its_blocks_to_the_same_gradients(bert: Path) -> None:
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        text = {"type": "huggingface", "name": str(bert)}
+        model, _ = built(text=text, gradient_checkpointing=recompute)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        ids = build_tokenizer(tokens(bert))(TEXTS)
+        model.train().encode_text(ids)[:, 0].sum().backward()
+        gradients.append({n: p.grad for n, p in model.text.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert_close(gradients[1][name], gradient)
