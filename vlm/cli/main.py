@@ -13,6 +13,7 @@ import vlm
 from vlm.cli.bundle import app as bundle_app
 from vlm.cli.caption import caption
 from vlm.cli.data import app as data_app
+from vlm.cli.doctor import doctor
 from vlm.cli.embed import embed
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
@@ -34,7 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
-for verb in (train, runs, evaluate, export, caption, embed, index, serve):
+for verb in (doctor, train, runs, evaluate, export, caption, embed, index, serve):
     app.command()(verb)
 
 
