@@ -8,6 +8,7 @@ from vlm.distributed.collectives import (
     sum_over_ranks,
     sum_with_gradient,
 )
+from vlm.distributed.uneven import gather_bytes, gather_uneven_rows
 from vlm.distributed.world import World, connected_world
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "any_rank",
     "barrier",
     "connected_world",
+    "gather_bytes",
     "gather_rows",
     "gather_rows_with_gradient",
+    "gather_uneven_rows",
     "sum_over_ranks",
     "sum_with_gradient",
 ]
