@@ -29,12 +29,16 @@ class TableDataset(Config):
             DataError: If it cannot be read, or lacks a column.
         """
         scratch = tempfile.TemporaryDirectory(prefix="vlm-table-")
-        source = open_table(
-            self.location,
-            scratch=Path(scratch.name),
-            image_column=self.image_column,
-            caption_column=self.caption_column,
-        )
+        try:
+            source = open_table(
+                self.location,
+                scratch=Path(scratch.name),
+                image_column=self.image_column,
+                caption_column=self.caption_column,
+            )
+        except BaseException:
+            scratch.cleanup()
+            raise
         read = of_source(
             source, location=str(self.location), metadata=lambda sample: sample.metadata
         )
