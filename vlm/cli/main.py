@@ -15,7 +15,9 @@ from vlm.cli.data import app as data_app
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
 from vlm.cli.index import index
+from vlm.cli.refine import refine
 from vlm.cli.serve import serve
+from vlm.cli.soup import soup
 from vlm.cli.train import train
 from vlm.errors import VlmError
 from vlm.openmp import let_idle_threads_sleep
@@ -30,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
-for verb in (train, evaluate, export, caption, index, serve):
+for verb in (train, evaluate, refine, soup, export, caption, index, serve):
     app.command()(verb)
 
 
