@@ -18,8 +18,10 @@ from vlm.cli.embed import embed
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
 from vlm.cli.index import index
+from vlm.cli.refine import refine
 from vlm.cli.runs import runs
 from vlm.cli.serve import serve
+from vlm.cli.soup import soup
 from vlm.cli.train import train
 from vlm.errors import VlmError
 from vlm.openmp import let_idle_threads_sleep
@@ -35,7 +37,19 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
-for verb in (doctor, train, runs, evaluate, export, caption, embed, index, serve):
+for verb in (
+    doctor,
+    train,
+    runs,
+    evaluate,
+    refine,
+    soup,
+    export,
+    caption,
+    embed,
+    index,
+    serve,
+):
     app.command()(verb)
 
 
