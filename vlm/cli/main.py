@@ -10,11 +10,15 @@ import typer
 from rich.console import Console
 
 import vlm
+from vlm.cli.bench_serve import bench_serve
 from vlm.cli.caption import caption
+from vlm.cli.classify import classify
 from vlm.cli.data import app as data_app
+from vlm.cli.embed import embed
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
 from vlm.cli.index import index
+from vlm.cli.search import search
 from vlm.cli.serve import serve
 from vlm.cli.train import train
 from vlm.errors import VlmError
@@ -30,7 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
-for verb in (train, evaluate, export, caption, index, serve):
+for verb in (
+    train, evaluate, export, caption, classify, embed, search, index, serve, bench_serve,
+):  # fmt: skip
     app.command()(verb)
 
 
