@@ -1,73 +1,71 @@
-"""`vlm embed`."""
+"""`vlm embed`: a dataset into files, or a few images and texts."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from vlm.cli.asking import Bundle, Key, KeyFile, Server, client_of, decoded
-from vlm.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    import numpy as np
+from vlm.cli.asking import Bundle, Key, KeyFile, Server, client_of
+from vlm.cli.embed_dataset import embed_dataset
+from vlm.cli.embed_items import embed_items
+from vlm.errors import ConfigError
 
 __all__ = ["embed"]
 
 
 def embed(
-    images: Annotated[list[Path] | None, typer.Argument(help="Image files.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="A .npy file for the rows; default: JSON lines, printed.")
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="One dataset, a folder or a URL; or image files.")
     ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
     bundle: Bundle = Path("runs/demo/bundle"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Of a dataset: folder of Parquet files. Else: .npy, or JSON lines."),
+    ] = None,
+    pods: Annotated[
+        int | None,
+        typer.Option(min=1, help="In an Indexed Job: its completions. Under torchrun: leave out."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of one forward pass.")] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="That read and decode ahead.")] = 4,
+    max_bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Part of a shard that may fail to decode.")
+    ] = 0.01,
+    cache: Annotated[Path | None, typer.Option(help="Where bytes of a URL are kept.")] = None,
     server: Server = None,
     key_file: KeyFile = None,
     key: Key = None,
 ) -> None:
-    """Embed image files and texts as unit rows: first the images, then the texts, in order."""
-    files, texts = images or [], text or []
-    if not files and not texts:
-        message = "nothing to embed: name image files, or --text 'a red apple'"
+    """Embed a dataset into Parquet files, one a shard; or image files and texts, as rows.
+
+    A dataset's work is shared by processes and goes on when it is started again: each rank of
+    torchrun, or each pod of an Indexed Job, takes its range of shards; SIGTERM exits with 75.
+    """
+    named, texts = inputs or [], text or []
+    if not named and not texts:
+        message = "nothing to embed: name a dataset or image files, or --text 'a red apple'"
         raise ConfigError(message)
-    if out is not None and out.suffix != ".npy":
-        message = f"--out {out}: rows are written as .npy"
-        raise ConfigError(message)
-    for path in files:
-        if path.is_dir():
-            message = f"{path}: a folder; embed takes image files (PATH/*.jpg)"
-            raise DataError(message)
-    if server is None:
-        rows = _in_process(bundle, files, texts)
-    else:
-        with client_of(server, key, key_file) as client:
-            rows = client.embed([*files, *texts])
-    _write([*map(str, files), *texts], rows, out)
-
-
-def _in_process(bundle: Path, files: list[Path], texts: list[str]) -> "np.ndarray":
-    import numpy as np  # noqa: PLC0415 - with torch
-
-    from vlm.inference import Encoder  # noqa: PLC0415 - torch costs seconds
-
-    pixels = [decoded(path) for path in files]
-    encoder = Encoder.load(bundle)
-    return np.concatenate([encoder.encode_images(pixels), encoder.encode_texts(texts)])
-
-
-def _write(names: list[str], rows: "np.ndarray", out: Path | None) -> None:
-    import numpy as np  # noqa: PLC0415 - with torch
-
-    from vlm.files import open_whole  # noqa: PLC0415 - with it
-
-    if out is None:
-        for name, row in zip(names, rows, strict=True):
-            values = [round(float(value), 6) for value in row]
-            typer.echo(json.dumps({"input": name, "embedding": values}))
+    datasets = [name for name in named if "://" in name or Path(name).is_dir()]
+    if not datasets:
+        client = None if server is None else client_of(server, key, key_file)
+        embed_items([Path(name) for name in named], texts, out, bundle=bundle, client=client)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open_whole(out) as file:
-        np.save(file, rows.astype(np.float32), allow_pickle=False)
-    Console(soft_wrap=True, highlight=False).print(f"{len(rows)} rows of {rows.shape[1]}: {out}")
+    if len(named) > 1 or texts or server is not None or out is None:
+        message = (
+            f"{datasets[0]}: a dataset; it is embedded alone, in this process, into a folder: "
+            f"vlm embed {datasets[0]} --out FOLDER"
+        )
+        raise ConfigError(message)
+    embed_dataset(
+        datasets[0],
+        bundle,
+        out,
+        pods=pods,
+        dtype=dtype,
+        batch_size=batch_size,
+        threads=threads,
+        max_bad=max_bad,
+        cache=cache,
+    )

@@ -11,6 +11,7 @@ from rich.console import Console
 
 import vlm
 from vlm.cli.bench_serve import bench_serve
+from vlm.cli.bundle import app as bundle_app
 from vlm.cli.caption import caption
 from vlm.cli.classify import classify
 from vlm.cli.data import app as data_app
@@ -18,6 +19,7 @@ from vlm.cli.embed import embed
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
 from vlm.cli.index import index
+from vlm.cli.runs import runs
 from vlm.cli.search import search
 from vlm.cli.serve import serve
 from vlm.cli.train import train
@@ -34,8 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(bundle_app, name="bundle")
 for verb in (
-    train, evaluate, export, caption, classify, embed, search, index, serve, bench_serve,
+    train, runs, evaluate, export, caption, classify, embed, search, index, serve, bench_serve,
 ):  # fmt: skip
     app.command()(verb)
 

@@ -8,15 +8,17 @@ from vlm.distributed.collectives import (
     sum_over_ranks,
     sum_with_gradient,
 )
-from vlm.distributed.world import World, connected_world
+from vlm.distributed.world import Share, World, connected_world, share_of_work
 
 __all__ = [
+    "Share",
     "World",
     "any_rank",
     "barrier",
     "connected_world",
     "gather_rows",
     "gather_rows_with_gradient",
+    "share_of_work",
     "sum_over_ranks",
     "sum_with_gradient",
 ]
