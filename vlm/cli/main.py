@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 
 import vlm
+from vlm.cli.bench_serve import bench_serve
 from vlm.cli.bundle import app as bundle_app
 from vlm.cli.caption import caption
+from vlm.cli.classify import classify
 from vlm.cli.data import app as data_app
 from vlm.cli.doctor import doctor
 from vlm.cli.embed import embed
@@ -20,6 +22,7 @@ from vlm.cli.export import export
 from vlm.cli.index import index
 from vlm.cli.refine import refine
 from vlm.cli.runs import runs
+from vlm.cli.search import search
 from vlm.cli.serve import serve
 from vlm.cli.soup import soup
 from vlm.cli.train import train
@@ -38,18 +41,9 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
 for verb in (
-    doctor,
-    train,
-    runs,
-    evaluate,
-    refine,
-    soup,
-    export,
-    caption,
-    embed,
-    index,
-    serve,
-):
+    doctor, train, runs, evaluate, refine, soup, export, caption, classify, embed, search, index, serve,
+    bench_serve,
+):  # fmt: skip
     app.command()(verb)
 
 
