@@ -17,6 +17,8 @@ from vlm.cli.embed import embed
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
 from vlm.cli.index import index
+from vlm.cli.k8s import app as k8s_app
+from vlm.cli.metrics import metrics
 from vlm.cli.serve import serve
 from vlm.cli.train import train
 from vlm.errors import VlmError
@@ -33,7 +35,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
-for verb in (train, evaluate, export, caption, embed, index, serve):
+app.add_typer(k8s_app, name="k8s")
+for verb in (train, evaluate, export, caption, embed, index, serve, metrics):
     app.command()(verb)
 
 
