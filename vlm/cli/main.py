@@ -19,6 +19,7 @@ from vlm.cli.export import export
 from vlm.cli.index import index
 from vlm.cli.k8s import app as k8s_app
 from vlm.cli.metrics import metrics
+from vlm.cli.runs import runs
 from vlm.cli.scale import app as scale_app
 from vlm.cli.serve import serve
 from vlm.cli.train import train
@@ -38,7 +39,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(k8s_app, name="k8s")
 app.add_typer(scale_app, name="scale")
-for verb in (train, evaluate, export, caption, embed, index, serve, metrics):
+for verb in (train, runs, evaluate, export, caption, embed, index, serve, metrics):
     app.command()(verb)
 
 

@@ -14,6 +14,13 @@ from vlm.errors import ConfigError
 __all__ = ["Share", "World", "connected_world", "share_of_work"]
 
 
+@dataclass
+class Waited:
+    """Seconds that this process spent in collectives; on CUDA only in those that block."""
+
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     """This process among all of them."""
@@ -21,6 +28,8 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    waited: Waited = field(default_factory=Waited, compare=False, repr=False)
+    """Told by every collective of `vlm.distributed`."""
 
     @property
     def is_main(self) -> bool:
