@@ -12,7 +12,7 @@ NPM := $(if $(shell command -v npm),,$(comma)npm)
 DATA := data/emoji
 RUN := runs/demo
 
-.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-doctor bench-train bench-serve clean browser help
+.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-doctor bench-train bench-serve bench-evaluate clean browser help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -90,6 +90,10 @@ bench-train: .venv/.installed-dev ## our training against open_clip's: samples/s
 bench-serve: .venv/.installed-dev ## our server against a plain one, same weights and client, as JSON
 	@mkdir -p build
 	@$(BIN)/python -m tests.bench.bench_serve --out build/bench-serve.json
+
+bench-evaluate: .venv/.installed-dev ## retrieval of 100,000 among 100,000, exact, both ways: time and peak memory, as JSON
+	@mkdir -p build
+	@$(BIN)/python -m tests.bench.bench_evaluate --out build/bench-evaluate.json
 
 # The page is tested in a real Chromium. Without one, and without the right to install it, those
 # tests say so and are skipped.
