@@ -19,6 +19,7 @@ from vlm.types import Batch, DualEncoderOutput
 __all__ = ["MemoryForecast", "Probe", "forecast_memory", "peak_bytes", "probe_steps"]
 
 _LOSS_ROWS = (512, 1024)
+_USUAL_DIM = 512  # where a started model decides; the loss is a small part
 _ALLOCATOR = 1.1
 """The C library's allocator keeps some of what is freed; measured, see README.md."""
 
@@ -227,7 +228,7 @@ def _loss_bytes(config: TrainConfig, world: World) -> tuple[int, int]:
 
         def evaluate(rows: int = rows) -> None:
             def features() -> Tensor:
-                made = torch.randn(rows, config.model.dim, device=world.device)
+                made = torch.randn(rows, config.model.dim or _USUAL_DIM, device=world.device)
                 return torch.nn.functional.normalize(made, dim=1).requires_grad_()
 
             scale = torch.full((1,), 10.0, device=world.device, requires_grad=True)
