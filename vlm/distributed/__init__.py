@@ -8,15 +8,20 @@ from vlm.distributed.collectives import (
     sum_over_ranks,
     sum_with_gradient,
 )
-from vlm.distributed.world import World, connected_world
+from vlm.distributed.uneven import gather_bytes, gather_uneven_rows
+from vlm.distributed.world import Share, World, connected_world, share_of_work
 
 __all__ = [
+    "Share",
     "World",
     "any_rank",
     "barrier",
     "connected_world",
+    "gather_bytes",
     "gather_rows",
     "gather_rows_with_gradient",
+    "gather_uneven_rows",
+    "share_of_work",
     "sum_over_ranks",
     "sum_with_gradient",
 ]

@@ -25,11 +25,17 @@ from vlm.data.samples import Sample
 from vlm.data.write import write_shards
 from vlm.distributed import World
 from vlm.errors import CheckpointError, ConfigError, VlmError
-from vlm.evaluation import embed_dataset, recall
+from vlm.evaluation import embed_shards, recall
 from vlm.inference import Encoder, load_bundle
 from vlm.train import TrainConfig, train
 from vlm.train.checkpoint import latest_checkpoint
 from vlm.train.export import export_run, load_run
+
+REMEMBERING: list[dict[str, Any]] = [
+    {"type": "fastclip_v3", "gamma": 0.3},
+    {"type": "isogclr", "weight": 0.2, "init_temperature": 0.1},
+    {"type": "alignment", "weight": {"at": [0, 1], "value": [0, 1]}, "guard": {"gap_floor": 1.0}},
+]
 
 
 def tree(tmp_path: Path, **changes: Any) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def test_training_learns_to_match_drawings_with_captions(tmp_path: Path) -> None
         optim={"type": "lion", "lr": 1e-3, "weight_decay": 0.1}, checkpoint_every=500,
     )  # fmt: skip
     run(config)
-    data = embed_dataset(Encoder(load_run(config.run_folder)), tmp_path / "shards")
+    data = embed_shards(Encoder(load_run(config.run_folder)), tmp_path / "shards")
     groups = data.groups("concept")
     found = recall(data.texts, data.images, groups, groups)
     assert found.chance < 0.07
@@ -206,6 +212,26 @@ def test_a_stopped_process_resumes_to_the_same_weights(
 
 def train_on_ranks(world: World, config: TrainConfig, resume: bool) -> int:
     return train(config, world=world, console=quiet(), resume=resume).step
+
+
+@pytest.mark.parametrize("loss", [None, REMEMBERING], ids=["plain", "remembering"])
+def test_micro_batches_train_what_the_whole_batch_trains(
+    tmp_path: Path, loss: list[dict[str, Any]] | None
+) -> None:
+    changes: dict[str, Any] = {"steps": 4, "optim": {"type": "lion", "lr": 1e-3}}
+    changes |= {} if loss is None else {"loss": loss}
+    whole = configured(tmp_path, name="whole", **changes)
+    parts = configured(tmp_path, name="parts", micro_batch=4, **changes)
+    assert run(whole) == run(parts) == 4
+    for key in ("loss", "gradient_norm"):
+        assert [r[key] for r in records(parts)] == pytest.approx(
+            [r[key] for r in records(whole)], rel=2e-5
+        )
+
+
+def test_micro_batches_that_do_not_divide_a_ranks_share_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="each of 1 ranks 12 samples.*micro_batch=5; choose a di"):
+        run(configured(tmp_path, micro_batch=5))
 
 
 @pytest.mark.slow
@@ -337,17 +363,17 @@ def test_an_exported_run_is_a_bundle_with_means_metrics_and_provenance(tmp_path:
     config = configured(tmp_path)
     run(config)
     fingerprint = load_run(config.run_folder).info.fingerprint
-    evaluation = {"model": {"fingerprint": fingerprint}, "zero_shot": {"t": {"top1": 0.5}}}
+    evaluation = {"model": {"fingerprint": fingerprint}, "results": {"zero_shot/t": {"top1": 0.5}}}
     (config.run_folder / "evaluation.json").write_text(json.dumps(evaluation))
     info = export_run(config.run_folder, tmp_path / "bundle", console=quiet())
     assert info.fingerprint == fingerprint
-    assert info.metrics == {"zero_shot": {"t": {"top1": 0.5}}}
+    assert info.metrics == {"results": {"zero_shot/t": {"top1": 0.5}}}
     assert info.provenance["samples_seen"] == 144
     assert info.provenance["config"]["optim"]["type"] == "lion"
     assert info.modality_means is not None
     assert info.modality_means.num_pairs == 64
     encoder = Encoder(load_bundle(tmp_path / "bundle"))
-    data = embed_dataset(encoder, tmp_path / "shards")
+    data = embed_shards(encoder, tmp_path / "shards")
     assert info.modality_means.text == pytest.approx(data.texts.mean(0).tolist(), abs=1e-6)
 
 
@@ -433,13 +459,6 @@ def test_small_views_of_another_size_need_a_tower_that_reads_them(tmp_path: Path
         configured(tmp_path, data=data)
     model = {**TINY_MODEL, "image": {"type": "timm", "name": "resnet10t"}}
     assert run(configured(tmp_path, data=data, model=model, steps=2)) == 2
-
-
-REMEMBERING: list[dict[str, Any]] = [
-    {"type": "fastclip_v3", "gamma": 0.3},
-    {"type": "isogclr", "weight": 0.2, "init_temperature": 0.1},
-    {"type": "alignment", "weight": {"at": [0, 1], "value": [0, 1]}, "guard": {"gap_floor": 1.0}},
-]
 
 
 def final_memory(config: TrainConfig) -> dict[str, torch.Tensor]:
