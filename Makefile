@@ -12,7 +12,7 @@ NPM := $(if $(shell command -v npm),,$(comma)npm)
 DATA := data/emoji
 RUN := runs/demo
 
-.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-serve bench-evaluate clean browser help
+.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-doctor bench-train bench-serve bench-evaluate clean browser help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -35,7 +35,7 @@ install-dev: .venv/.installed-dev ## the environment with the tools for tests an
 
 .venv/.installed-dev: .venv/.installed
 	@echo "installing the tools for tests and checks"
-	@$(PIP) -e '.[serve,openvino,deepspeed,dev,npm]'
+	@$(PIP) -e '.[serve,openvino,deepspeed,huggingface,dev,npm]'
 	@touch $@
 
 $(DATA)/fetched.json: | .venv/.installed
@@ -53,8 +53,10 @@ $(RUN)/index/.complete: $(RUN)/bundle/bundle.json
 serve: $(RUN)/index/.complete ## the page and the API of the demo at http://127.0.0.1:8000
 	$(BIN)/vlm serve $(RUN)/bundle --index $(RUN)/index --port $(PORT)
 
+# One process a core, each with one thread: files are dealt out whole, so that a server or a trained
+# model is made once for the tests that share it.
 test: .venv/.installed-dev browser ## the whole test suite, with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered
 
 check: .venv/.installed-dev ## format, lint, types, and the floors of the house
 	$(BIN)/ruff format --check .
@@ -76,6 +78,14 @@ bench-plan: .venv/.installed-dev ## the order of 10 billion samples on one of 4,
 bench-data: .venv/.installed-dev ## shards to batches against open_clip's pipeline, as JSON
 	@test -d build/photos || $(PIP) --no-deps --target build/photos scikit-image scikit-learn
 	@$(BIN)/python -m tests.bench.bench_data --photos build/photos --out build/bench-data.json
+
+bench-doctor: .venv/.installed-dev ## the doctor's forecast of memory against what training takes, as JSON
+	@mkdir -p build
+	@$(BIN)/python -m tests.bench.bench_doctor --out build/bench-doctor.json
+
+bench-train: .venv/.installed-dev ## our training against open_clip's: samples/s and peak memory, as JSON
+	@mkdir -p build
+	@$(BIN)/python -m tests.bench.bench_train --out build/bench-train.json
 
 bench-serve: .venv/.installed-dev ## our server against a plain one, same weights and client, as JSON
 	@mkdir -p build

@@ -26,7 +26,7 @@ __all__ = [
     "IGNORED_TOKEN",
     "Batch",
     "CaptionRows",
-    "Captions",
+    "CaptionSum",
     "DualEncoderOutput",
     "Features",
     "LossOutput",
@@ -81,12 +81,13 @@ class DualEncoderOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captions:
-    """One rank's caption rows, too large to gather, and how its sums become those of all ranks."""
+class CaptionSum:
+    """How well captions were told: of a micro-batch, or of all ranks. Rows are too many to keep."""
 
-    rows: CaptionRows
-    sum_over_ranks: Callable[[Float[Tensor, " sums"]], Float[Tensor, " sums"]]
-    """Differentiable; the identity in a world of one."""
+    loss: Float[Tensor, ""]
+    """Negative log-likelihood, summed over tokens."""
+    tokens: Float[Tensor, ""]
+    """How many were to be told; no gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,8 @@ class Features:
     logit_scale: Float[Tensor, "1"]
     logit_bias: Float[Tensor, "1"] | None
     group_ids: Int64[Tensor, " global_batch"]
-    captions: Captions | None = None
+    captions: CaptionSum | None = None
+    """Of all ranks, where the model writes captions."""
     teacher_image: Float[Tensor, "global_batch teacher_dim"] | None = None
     """Unit rows of a frozen teacher, where the run has one; no gradient."""
     teacher_text: Float[Tensor, "global_batch teacher_dim"] | None = None

@@ -9,9 +9,10 @@ from vlm.distributed.collectives import (
     sum_with_gradient,
 )
 from vlm.distributed.uneven import gather_bytes, gather_uneven_rows
-from vlm.distributed.world import World, connected_world
+from vlm.distributed.world import Share, World, connected_world, share_of_work
 
 __all__ = [
+    "Share",
     "World",
     "any_rank",
     "barrier",
@@ -20,6 +21,7 @@ __all__ = [
     "gather_rows",
     "gather_rows_with_gradient",
     "gather_uneven_rows",
+    "share_of_work",
     "sum_over_ranks",
     "sum_with_gradient",
 ]

@@ -1,6 +1,6 @@
 """Pure tensor mathematics: unit rows in, scalars out. No ranks, no gathering, no towers."""
 
-from vlm.losses.caption import caption_loss
+from vlm.losses.caption import caption_loss, caption_sum
 from vlm.losses.consistency import cyclic_consistency
 from vlm.losses.contrastive import clip_loss
 from vlm.losses.decoupled import dcl_loss
@@ -20,6 +20,7 @@ __all__ = [
     "WeightedTerm",
     "alignment",
     "caption_loss",
+    "caption_sum",
     "centroid_uniformity",
     "clip_loss",
     "cross_uniformity",

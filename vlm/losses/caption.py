@@ -16,9 +16,9 @@ from torch.autograd.function import once_differentiable
 from vlm.losses.statistics import Statistics
 from vlm.losses.tiled import full_precision
 from vlm.losses.weights import WeightedTerm
-from vlm.types import IGNORED_TOKEN, Features
+from vlm.types import IGNORED_TOKEN, CaptionRows, CaptionSum, Features
 
-__all__ = ["CaptionTerm", "caption_loss", "caption_loss_sum"]
+__all__ = ["CaptionTerm", "caption_loss", "caption_loss_sum", "caption_sum"]
 
 # 100 MB of float32 logits over CLIP's vocabulary. Fewer rows cost time, since every chunk adds to
 # the whole gradient of the vocabulary: on two cores 64 rows take twice as long as 512.
@@ -72,6 +72,13 @@ def caption_loss_sum(
     told = targets != IGNORED_TOKEN
     total: Tensor = _CaptionLossSum.apply(hidden[told], vocabulary, targets[told], size)  # type: ignore[no-untyped-call] # torch has no types here
     return total
+
+
+def caption_sum(rows: CaptionRows) -> CaptionSum:
+    """The loss of a micro-batch's captions, ready to be added to that of others."""
+    targets = rows.targets.flatten()
+    loss = caption_loss_sum(rows.hidden.flatten(0, 1), rows.vocabulary, targets)
+    return CaptionSum(loss=loss, tokens=(targets != IGNORED_TOKEN).sum().to(loss))
 
 
 class _CaptionLossSum(torch.autograd.Function):
@@ -134,10 +141,5 @@ class CaptionTerm(WeightedTerm):
         if captions is None:
             message = "the caption loss needs a model that tells captions: model.type: coca"
             raise ValueError(message)
-        targets = captions.rows.targets.flatten()
-        hidden = captions.rows.hidden.flatten(0, 1)
-        own = caption_loss_sum(hidden, captions.rows.vocabulary, targets)
-        count = (targets != IGNORED_TOKEN).sum().to(own)
-        total, tokens = captions.sum_over_ranks(torch.stack([own, count])).unbind()
-        value = total / tokens.clamp(min=1)
+        value = captions.loss / captions.tokens.clamp(min=1)
         return value, {"perplexity": value.exp()}

@@ -4,7 +4,8 @@ The loop's own optimizer is handed to DeepSpeed as a client optimizer, so Lion, 
 schedule are the same on every engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import deepspeed
@@ -30,7 +31,8 @@ class DeepSpeedEngine:
         optimizer: The loop's optimizer.
         config: ZeRO stage and precision.
         world: The ranks; a process group must exist, even for one rank.
-        micro_batch: Samples a rank and step.
+        micro_batch: Samples of a rank in one forward.
+        accumulation: Micro-batches of a rank in one step.
         clip_norm: DeepSpeed clips by itself, so it needs to know at the start.
     """
 
@@ -42,6 +44,7 @@ class DeepSpeedEngine:
         world: World,
         *,
         micro_batch: int,
+        accumulation: int,
         clip_norm: float | None,
     ) -> None:
         if world.device.type == "cpu":
@@ -49,7 +52,7 @@ class DeepSpeedEngine:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         settings = {
             "train_micro_batch_size_per_gpu": micro_batch,
-            "gradient_accumulation_steps": 1,
+            "gradient_accumulation_steps": accumulation,
             "gradient_clipping": clip_norm or 0.0,
             "zero_optimization": {"stage": config.zero_stage},
             "zero_allow_untested_optimizer": True,
@@ -70,7 +73,13 @@ class DeepSpeedEngine:
         return output
 
     def backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss)
+        # The loss is that of all micro-batches already, so it is not divided by their number.
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    @contextmanager
+    def synchronising(self, on: bool) -> Iterator[None]:
+        self._engine.set_gradient_accumulation_boundary(on)
+        yield
 
     def step(self, clip_norm: float | None) -> float:
         self._engine.step()

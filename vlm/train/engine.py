@@ -40,6 +40,13 @@ class Engine(Protocol):
 
     def backward(self, loss: Tensor) -> None: ...
 
+    def synchronising(self, on: bool) -> AbstractContextManager[object]:
+        """Within it, a forward and its backward; ranks add up their gradients only if `on`.
+
+        Every step has one micro-batch for which it is on, the last; without it, on is meant.
+        """
+        ...
+
     def step(self, clip_norm: float | None) -> float:
         """Clip, step, clear gradients, clamp the logit scale; returns the norm before clipping."""
         ...
@@ -84,6 +91,11 @@ class TorchEngine:
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
+
+    def synchronising(self, on: bool) -> AbstractContextManager[object]:
+        if on or not isinstance(self._wrapped, DistributedDataParallel):
+            return nullcontext()
+        return self._wrapped.no_sync()
 
     def step(self, clip_norm: float | None) -> float:
         limit = float("inf") if clip_norm is None else clip_norm

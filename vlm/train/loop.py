@@ -2,7 +2,6 @@
 
 import math
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,18 +12,16 @@ import yaml
 from rich.console import Console
 from torch import Tensor
 
-from vlm.data.augment import augment_views
-from vlm.data.views import draw_views
 from vlm.distributed import World, any_rank
 from vlm.errors import CheckpointError, VlmError
 from vlm.files import write_text_whole
 from vlm.optim import learning_rate_factor, set_learning_rates
-from vlm.preprocess import normalise_images, trim_padding
 from vlm.train.checkpoint import latest_checkpoint, load_weights, save_checkpoint
 from vlm.train.config import TrainConfig
 from vlm.train.setup import Parts, build_parts, resume_facts
-from vlm.train.telemetry import Telemetry, open_telemetry, truncate_metrics
-from vlm.types import Batch, LossOutput
+from vlm.train.step import train_step
+from vlm.train.telemetry import open_telemetry, truncate_metrics
+from vlm.types import LossOutput
 
 __all__ = ["TrainResult", "train"]
 
@@ -56,26 +53,34 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
     parts = build_parts(config, world)
     facts = resume_facts(config, parts)
     start, ema = _restore(config, parts, facts, resume=resume)
-    metrics = config.run_folder / "metrics.jsonl" if world.is_main else None
-    if metrics is not None:
+    if world.is_main:
         _write_config(config)
-        truncate_metrics(metrics, start)
+        truncate_metrics(config.run_folder / "metrics.jsonl", start)
     step = start
     with (
         _stop_on_signal() as stop,
         open_telemetry(
-            console,
-            metrics,
-            start_step=start,
-            total_steps=parts.total_steps,
-            global_batch=config.global_batch,
+            console, config, world, start_step=start, total_steps=parts.total_steps
         ) as telemetry,
     ):
         telemetry.note(_opening(config, parts, start))
-        for batch in _waiting_counted(parts.stream.batches(start, parts.total_steps), telemetry):
-            factor = learning_rate_factor(config.optim.schedule, step, parts.total_steps)
+        for advice in config.optim.advice():
+            telemetry.note(f"note: {advice}")
+        for batch in telemetry.timed(parts.stream.batches(start, parts.total_steps)):
+            factor = learning_rate_factor(
+                config.optim.schedule, step, parts.total_steps, global_batch=config.global_batch
+            )
             set_learning_rates(parts.engine.optimizer, factor)
-            loss, gradient_norm = _train_step(config, parts, batch, step, world)
+            loss, gradient_norm = train_step(
+                config,
+                parts.engine,
+                parts.objective,
+                batch,
+                micro_batch=parts.micro_batch,
+                step=step,
+                progress=step / parts.total_steps,
+                world=world,
+            )
             if ema is not None and config.ema_decay is not None:
                 _update_ema(ema, parts.engine.model.state_dict(), config.ema_decay, step)
             step += 1
@@ -84,8 +89,10 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
                 figures = _figures(loss, gradient_norm, factor * config.optim.lr)
                 _refuse_non_finite(figures["loss"], step, config)
                 telemetry.report(step, figures | parts.stream.figures(step))
+            telemetry.enter("stalls")
             stopping = any_rank(stop.requested, world)
             if step % config.checkpoint_every == 0 or step == parts.total_steps or stopping:
+                telemetry.enter("checkpoint")
                 save_checkpoint(
                     config.run_folder / "checkpoints",
                     parts.engine,
@@ -110,36 +117,6 @@ def _opening(config: TrainConfig, parts: Parts, start: int) -> str:
         f"{config.name}: {parameters / 1e6:.1f}M parameters, {parts.total_steps} steps of "
         f"{config.global_batch} of {parts.num_samples} pairs, {begin}, {parts.engine.description}"
     )
-
-
-def _train_step(
-    config: TrainConfig, parts: Parts, batch: Batch, step: int, world: World
-) -> tuple[LossOutput, float]:
-    """Augment, forward, loss of the global batch, backward, clip and step."""
-    # Dropout and the like: keyed by step and rank, so a resumed run draws the same numbers.
-    torch.manual_seed((config.seed << 32) + step * world.size + world.rank)
-    draws = draw_views(
-        seed=config.seed,
-        step=step,
-        global_batch=config.global_batch,
-        num_views=config.data.augment.views.total,
-    )
-    own = slice(world.rank * len(batch.images), (world.rank + 1) * len(batch.images))
-    gray_levels = augment_views(
-        batch.images.to(world.device, non_blocking=True),
-        draws[:, own],
-        config.data.augment,
-        size=config.image.size,
-    )
-    views = [
-        normalise_images(view, config.image).contiguous(memory_format=torch.channels_last)
-        for view in gray_levels
-    ]
-    token_ids = trim_padding(batch.token_ids).to(world.device, non_blocking=True)
-    output = parts.engine.forward(views, token_ids)
-    loss = parts.objective(output, batch, gray_levels[0], progress=step / parts.total_steps)
-    parts.engine.backward(loss.total)
-    return loss, parts.engine.step(config.optim.clip_norm)
 
 
 def _restore(
@@ -218,16 +195,6 @@ def _write_config(config: TrainConfig) -> None:
     config.run_folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     write_text_whole(config.run_folder / "config.yaml", text)
-
-
-def _waiting_counted(batches: Iterator[Batch], telemetry: Telemetry) -> Iterator[Batch]:
-    while True:
-        start = time.monotonic()
-        batch = next(batches, None)
-        telemetry.waited(time.monotonic() - start)
-        if batch is None:
-            return
-        yield batch
 
 
 @dataclass

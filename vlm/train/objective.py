@@ -6,17 +6,16 @@ loss, which makes W ranks on B/W samples each equal to one process on B, for any
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.distributed import World, gather_rows, gather_rows_with_gradient, sum_with_gradient
-from vlm.losses import LossTerm, total_loss
+from vlm.losses import LossTerm, caption_sum, total_loss
 from vlm.train.memory import LossMemory
 from vlm.train.teacher import Teacher
-from vlm.types import Batch, Captions, DualEncoderOutput, Features, LossOutput
+from vlm.types import Batch, CaptionSum, DualEncoderOutput, Features, LossOutput
 
 __all__ = ["Objective", "global_loss"]
 
@@ -48,19 +47,42 @@ class Objective:
     def teacher_fingerprint(self) -> str | None:
         return None if self._teacher is None else self._teacher.fingerprint
 
+    @property
+    def has_teacher(self) -> bool:
+        return self._teacher is not None
+
+    def with_terms(self, terms: Sequence[LossTerm], memory: LossMemory) -> "Objective":
+        """Another sum of terms, with the same teacher and ranks."""
+        return Objective(terms, memory=memory, teacher=self._teacher, world=self._world)
+
+    def teach(
+        self,
+        gray_levels: Float[Tensor, "batch channel height width"],
+        token_ids: Int64[Tensor, "batch token"],
+    ) -> DualEncoderOutput:
+        """The teacher's embeddings of a micro-batch; only where there is a teacher."""
+        assert self._teacher is not None
+        return self._teacher.embed(gray_levels, token_ids)
+
     def __call__(
         self,
         output: DualEncoderOutput,
         batch: Batch,
-        gray_levels: Float[Tensor, "batch channel height width"],
         *,
         progress: float,
+        taught: Sequence[DualEncoderOutput] = (),
+        captions: CaptionSum | None = None,
     ) -> LossOutput:
-        """The loss of a step, remembered; see `global_loss`. `gray_levels` is for the teacher."""
+        """The loss of a step, remembered; see `global_loss`.
+
+        Args:
+            output: The model's, of this rank's batch.
+            batch: Whose sample and group ids are asked.
+            progress: Fraction of training done.
+            taught: The teacher's embeddings of all micro-batches of `batch`.
+            captions: The caption loss of this rank, where `output` no longer has the rows.
+        """
         device = self._world.device
-        teacher = None
-        if self._teacher is not None:
-            teacher = self._teacher.embed(gray_levels, batch.token_ids.to(device))
         return global_loss(
             output,
             batch.group_ids.to(device),
@@ -69,8 +91,17 @@ class Objective:
             world=self._world,
             sample_ids=batch.sample_ids.to(device),
             memory=self.memory,
-            teacher=teacher,
+            teacher=_joined(taught) if taught else None,
+            captions=captions,
         )
+
+
+def _joined(parts: Sequence[DualEncoderOutput]) -> DualEncoderOutput:
+    return DualEncoderOutput(
+        image=torch.cat([part.image for part in parts]),
+        text=torch.cat([part.text for part in parts]),
+        logit_scale=parts[0].logit_scale,
+    )
 
 
 def global_loss(
@@ -83,6 +114,7 @@ def global_loss(
     sample_ids: Int64[Tensor, " batch"] | None = None,
     memory: LossMemory | None = None,
     teacher: DualEncoderOutput | None = None,
+    captions: CaptionSum | None = None,
 ) -> LossOutput:
     """Gather the features of all ranks and sum the weighted loss terms.
 
@@ -98,11 +130,14 @@ def global_loss(
         sample_ids: This rank's samples; needed for `memory`.
         memory: What terms remember, changed by this call; none lets them start anew.
         teacher: A frozen model's embeddings of this rank's batch.
+        captions: This rank's caption loss; by default that of the rows in `output`, if any.
 
     Returns:
         The total and its statistics, with `modality_gap` (distance between the centroids of the
         two modalities, 0 to 2) and `logit_scale` beside those of the terms, all of the first view.
     """
+    if captions is None and output.captions is not None:
+        captions = caption_sum(output.captions)
     own = [output.text, output.image, *output.more_images]
     # All in one message, [batch len(own)*dim].
     gathered = gather_rows_with_gradient(torch.cat(own, dim=1).float(), world)
@@ -119,9 +154,7 @@ def global_loss(
         teacher_image=None if taught is None else taught.chunk(2, dim=1)[0],
         teacher_text=None if taught is None else taught.chunk(2, dim=1)[1],
         teacher_logit_scale=None if teacher is None else teacher.logit_scale.float(),
-        captions=None
-        if output.captions is None
-        else Captions(rows=output.captions, sum_over_ranks=partial(sum_with_gradient, world=world)),
+        captions=None if captions is None else _over_ranks(captions, world),
     )
     every = None if sample_ids is None else gather_rows(sample_ids, world)
     recalled = None if memory is None or every is None else memory.recall(every)
@@ -134,5 +167,14 @@ def global_loss(
     gap = (first.mean(dim=0) - text.mean(dim=0)).norm().detach()
     scale = features.logit_scale.detach()[0]
     statistics = {**results[0].statistics, "modality_gap": gap, "logit_scale": scale}
-    total = torch.stack([result.total for result in results]).mean()
+    # Data parallelism wants every parameter in the graph, also where no term asks for it.
+    asked = [output.logit_scale, *([] if output.logit_bias is None else [output.logit_bias])]
+    unasked = torch.stack([0.0 * scalar.float().sum() for scalar in asked]).sum()
+    total = torch.stack([result.total for result in results]).mean() + unasked
     return LossOutput(total=total, statistics=statistics)
+
+
+def _over_ranks(captions: CaptionSum, world: World) -> CaptionSum:
+    both = torch.stack([captions.loss, captions.tokens])
+    loss, tokens = sum_with_gradient(both, world).unbind()
+    return CaptionSum(loss=loss, tokens=tokens)

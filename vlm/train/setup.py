@@ -19,10 +19,11 @@ from vlm.data.stream import Source, TrainStream
 from vlm.distributed import World
 from vlm.errors import ConfigError
 from vlm.losses import initial_sample_values
-from vlm.models import Model
+from vlm.models import Model, load_initial_weights, parameter_depths
 from vlm.models import build_model as build
 from vlm.optim import build_optimizer
-from vlm.preprocess import build_tokenizer, prepare_image, stack_images
+from vlm.preprocess import build_tokenizer, prepare_image, stack_images, tokenizer_vocab_size
+from vlm.train.checkpoint import latest_checkpoint
 from vlm.train.config import TrainConfig
 from vlm.train.engine import Engine, TorchEngine
 from vlm.train.memory import LossMemory
@@ -39,6 +40,8 @@ class Parts:
     engine: Engine
     objective: Objective
     stream: TrainStream
+    micro_batch: int
+    """Samples of a rank in one forward."""
     total_steps: int
     num_samples: int
     data_facts: list[dict[str, Any]]
@@ -46,14 +49,33 @@ class Parts:
     data_fingerprint: str
 
 
-def build_model(config: TrainConfig) -> Model:
-    """The model with fresh weights, decided by `config.seed`."""
+def build_model(config: TrainConfig, *, initial_weights: bool = True) -> Model:
+    """The model as training begins, decided by `config.seed`.
+
+    Args:
+        config: The run's.
+        initial_weights: Whether to load those that it starts from; no, if all will be replaced.
+
+    Raises:
+        ConfigError: If weights or architectures cannot be had, or the tokenizer has more ids than
+            the text tower knows.
+    """
     torch.manual_seed(config.seed)
-    return build(
+    model = build(
         config.model,
         image_size=config.image.size,
         context_length=config.tokenizer.context_length,
     )
+    known, needed = model.vocab_size, tokenizer_vocab_size(config.tokenizer)
+    if known < needed:
+        message = (
+            f"tokenizer: has {needed} ids, and the text tower knows {known}; choose the tokenizer "
+            f"that the tower was made with, or a tower with a larger vocabulary"
+        )
+        raise ConfigError(message)
+    if initial_weights:
+        load_initial_weights(model, config.model, image=config.image)
+    return model
 
 
 def open_clip_config(config: TrainConfig) -> dict[str, Any] | None:
@@ -69,15 +91,10 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     """Open the data, build model, optimizer and engine.
 
     Raises:
-        ConfigError: If the global batch does not divide over the ranks.
+        ConfigError: If the global batch does not divide over ranks and micro-batches.
         DataError: If the dataset cannot be opened.
     """
-    if config.global_batch % world.size:
-        message = (
-            f"global_batch={config.global_batch} does not divide over {world.size} ranks; "
-            f"choose a multiple of {world.size}"
-        )
-        raise ConfigError(message)
+    micro_batch = _micro_batch(config, world)
     opened = _open_sources(config)
     sources = [source for source, _ in opened]
     num_samples = sum(source.reader.num_samples for source in sources)
@@ -101,13 +118,16 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         rank=world.rank,
         size=world.size,
     )
-    model = build_model(config).to(world.device)
+    # A run that is resumed has weights of its own, and what it started from may be gone.
+    fresh = latest_checkpoint(config.run_folder / "checkpoints") is None
+    model = build_model(config, initial_weights=fresh).to(world.device)
     facts = _data_facts(config, opened)
     fingerprints = [fact["fingerprint"] for fact in facts]
     return Parts(
-        engine=_build_engine(config, model, world),
+        engine=_build_engine(config, model, world, micro_batch),
         objective=_build_objective(config, sources, world),
         stream=stream,
+        micro_batch=micro_batch,
         total_steps=total_steps,
         num_samples=num_samples,
         data_facts=facts,
@@ -115,6 +135,25 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         if len(fingerprints) == 1
         else hashlib.sha256(" ".join(fingerprints).encode()).hexdigest(),
     )
+
+
+def _micro_batch(config: TrainConfig, world: World) -> int:
+    share, rest = divmod(config.global_batch, world.size)
+    if rest:
+        message = (
+            f"global_batch={config.global_batch} does not divide over {world.size} ranks; "
+            f"choose a multiple of {world.size}"
+        )
+        raise ConfigError(message)
+    micro_batch = min(config.micro_batch or share, share)
+    if share % micro_batch:
+        message = (
+            f"global_batch={config.global_batch} gives each of {world.size} ranks {share} samples, "
+            f"which do not divide into micro-batches of micro_batch={micro_batch}; "
+            f"choose a divisor of {share}"
+        )
+        raise ConfigError(message)
+    return micro_batch
 
 
 def _open_sources(config: TrainConfig) -> list[tuple[Source, int]]:
@@ -203,8 +242,9 @@ def _build_objective(config: TrainConfig, sources: list[Source], world: World) -
     return Objective(config.loss, memory=memory, teacher=teacher, world=world)
 
 
-def _build_engine(config: TrainConfig, model: Model, world: World) -> Engine:
-    optimizer = build_optimizer(model.named_parameters(), config.optim)
+def _build_engine(config: TrainConfig, model: Model, world: World, micro_batch: int) -> Engine:
+    depths = parameter_depths(name for name, _ in model.named_parameters())
+    optimizer = build_optimizer(model.named_parameters(), config.optim, depth=depths.get)
     if config.engine.type == "torch":
         return TorchEngine(model, optimizer, config.engine, world)
     from vlm.train.deepspeed_engine import DeepSpeedEngine  # noqa: PLC0415 - optional extra
@@ -214,7 +254,8 @@ def _build_engine(config: TrainConfig, model: Model, world: World) -> Engine:
         optimizer,
         config.engine,
         world,
-        micro_batch=config.global_batch // world.size,
+        micro_batch=micro_batch,
+        accumulation=config.global_batch // world.size // micro_batch,
         clip_norm=config.optim.clip_norm,
     )
 

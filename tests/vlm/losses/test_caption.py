@@ -13,9 +13,9 @@ from torch.testing import assert_close
 
 from tests.support import unit_rows
 from vlm.losses import caption_loss, total_loss
-from vlm.losses.caption import CaptionTerm, caption_loss_sum
+from vlm.losses.caption import CaptionTerm, caption_loss_sum, caption_sum
 from vlm.losses.contrastive import clip_loss
-from vlm.types import IGNORED_TOKEN, CaptionRows, Captions, Features
+from vlm.types import IGNORED_TOKEN, CaptionRows, CaptionSum, Features
 
 
 def inputs(rows: int, vocab: int, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,7 +135,7 @@ def test_bytes_kept_are_those_of_the_inputs_whatever_the_vocabulary_times_the_ro
         assert whole >= 8 * rows * vocab
 
 
-def features(captions: Captions | None) -> Features:
+def features(captions: CaptionSum | None) -> Features:
     return Features(
         image=unit_rows(4, 6), text=unit_rows(4, 6, seed=1),
         logit_scale=torch.tensor([10.0], dtype=torch.float64), logit_bias=None,
@@ -152,7 +152,7 @@ def test_the_sum_with_clip_is_open_clips_coca_loss() -> None:
         targets=labels.masked_fill(labels == 0, IGNORED_TOKEN),
         vocabulary=vocabulary,
     )
-    given = features(Captions(rows=rows, sum_over_ranks=lambda sums: sums))
+    given = features(caption_sum(rows))
     value, statistics = CaptionTerm(weight=2.0).compute(given)
     contrastive = clip_loss(given.image, given.text, given.logit_scale)
     theirs = open_clip.CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0)(

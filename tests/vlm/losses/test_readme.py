@@ -14,7 +14,7 @@ from torch.testing import assert_close
 import vlm.losses
 from tests.support import unit_rows
 from vlm.losses import LossTerm, total_loss
-from vlm.types import CaptionRows, Captions, Features
+from vlm.types import CaptionSum, Features
 
 README = (Path(vlm.losses.__file__).parent / "README.md").read_text(encoding="utf-8")
 
@@ -33,14 +33,7 @@ def features() -> Features:
         teacher_image=unit_rows(8, 9, seed=2).float(),
         teacher_text=unit_rows(8, 9, seed=3).float(),
         teacher_logit_scale=torch.tensor([20.0]),
-        captions=Captions(
-            rows=CaptionRows(
-                hidden=torch.ones(8, 3, 4),
-                targets=torch.ones(8, 3, dtype=torch.int64),
-                vocabulary=torch.ones(5, 4),
-            ),
-            sum_over_ranks=lambda sums: sums,
-        ),
+        captions=CaptionSum(loss=torch.tensor(50.0), tokens=torch.tensor(24.0)),
     )
 
 

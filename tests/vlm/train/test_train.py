@@ -31,6 +31,12 @@ from vlm.train import TrainConfig, train
 from vlm.train.checkpoint import latest_checkpoint
 from vlm.train.export import export_run, load_run
 
+REMEMBERING: list[dict[str, Any]] = [
+    {"type": "fastclip_v3", "gamma": 0.3},
+    {"type": "isogclr", "weight": 0.2, "init_temperature": 0.1},
+    {"type": "alignment", "weight": {"at": [0, 1], "value": [0, 1]}, "guard": {"gap_floor": 1.0}},
+]
+
 
 def tree(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
@@ -206,6 +212,26 @@ def test_a_stopped_process_resumes_to_the_same_weights(
 
 def train_on_ranks(world: World, config: TrainConfig, resume: bool) -> int:
     return train(config, world=world, console=quiet(), resume=resume).step
+
+
+@pytest.mark.parametrize("loss", [None, REMEMBERING], ids=["plain", "remembering"])
+def test_micro_batches_train_what_the_whole_batch_trains(
+    tmp_path: Path, loss: list[dict[str, Any]] | None
+) -> None:
+    changes: dict[str, Any] = {"steps": 4, "optim": {"type": "lion", "lr": 1e-3}}
+    changes |= {} if loss is None else {"loss": loss}
+    whole = configured(tmp_path, name="whole", **changes)
+    parts = configured(tmp_path, name="parts", micro_batch=4, **changes)
+    assert run(whole) == run(parts) == 4
+    for key in ("loss", "gradient_norm"):
+        assert [r[key] for r in records(parts)] == pytest.approx(
+            [r[key] for r in records(whole)], rel=2e-5
+        )
+
+
+def test_micro_batches_that_do_not_divide_a_ranks_share_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="each of 1 ranks 12 samples.*micro_batch=5; choose a di"):
+        run(configured(tmp_path, micro_batch=5))
 
 
 @pytest.mark.slow
@@ -433,13 +459,6 @@ def test_small_views_of_another_size_need_a_tower_that_reads_them(tmp_path: Path
         configured(tmp_path, data=data)
     model = {**TINY_MODEL, "image": {"type": "timm", "name": "resnet10t"}}
     assert run(configured(tmp_path, data=data, model=model, steps=2)) == 2
-
-
-REMEMBERING: list[dict[str, Any]] = [
-    {"type": "fastclip_v3", "gamma": 0.3},
-    {"type": "isogclr", "weight": 0.2, "init_temperature": 0.1},
-    {"type": "alignment", "weight": {"at": [0, 1], "value": [0, 1]}, "guard": {"gap_floor": 1.0}},
-]
 
 
 def final_memory(config: TrainConfig) -> dict[str, torch.Tensor]:
