@@ -55,8 +55,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             left = column in ("figure", "verdict")
             table.add_column(column, justify="left" if left else "right", no_wrap=True)
         for figure, found in figures.items():
+            short = figure.replace("_to_", "→").replace(".recall", " R@")
             table.add_row(
-                figure.replace("_", " ").replace(".", ", "),
+                short.replace(".", " ").replace("_", " "),
                 f"{found.value:.3f}", f"{found.against:.3f}",
                 f"{found.difference.low:+.3f} to {found.difference.high:+.3f}", found.verdict,
             )  # fmt: skip
