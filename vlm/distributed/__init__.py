@@ -8,15 +8,27 @@ from vlm.distributed.collectives import (
     sum_over_ranks,
     sum_with_gradient,
 )
+from vlm.distributed.sharding import (
+    Piece,
+    piece_of,
+    set_gradient_synchronisation,
+    shard,
+    whole,
+)
 from vlm.distributed.world import World, connected_world
 
 __all__ = [
+    "Piece",
     "World",
     "any_rank",
     "barrier",
     "connected_world",
     "gather_rows",
     "gather_rows_with_gradient",
+    "piece_of",
+    "set_gradient_synchronisation",
+    "shard",
     "sum_over_ranks",
     "sum_with_gradient",
+    "whole",
 ]

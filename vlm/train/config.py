@@ -20,6 +20,7 @@ __all__ = [
     "DataConfig",
     "DeepSpeedEngineConfig",
     "EngineConfig",
+    "FsdpEngineConfig",
     "TeacherConfig",
     "TorchEngineConfig",
     "TrainConfig",
@@ -99,7 +100,19 @@ class DeepSpeedEngineConfig(Config):
     precision: Literal["fp32", "bf16"] = "bf16"
 
 
-EngineConfig = Annotated[TorchEngineConfig | DeepSpeedEngineConfig, Field(discriminator="type")]
+class FsdpEngineConfig(Config):
+    """PyTorch's FSDP2: parameters, gradients and optimizer state spread over the ranks."""
+
+    type: Literal["fsdp"] = "fsdp"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the towers; losses are always fp32, and so are the parameters that the optimizer sees."""
+    offload: bool = False
+    """Keep parameters and optimizer state in main memory, and step there."""
+
+
+EngineConfig = Annotated[
+    TorchEngineConfig | FsdpEngineConfig | DeepSpeedEngineConfig, Field(discriminator="type")
+]
 
 
 class TeacherConfig(Config):
