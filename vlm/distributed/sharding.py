@@ -48,9 +48,7 @@ def shard(
     for output in outputs:
         _make_tree(output)
     mesh = init_device_mesh(world.device.type, (world.size,))
-    policy = (
-        CPUOffloadPolicy() if offload and world.device.type != "cpu" else OffloadPolicy()
-    )
+    policy = CPUOffloadPolicy() if offload and world.device.type != "cpu" else OffloadPolicy()
     in_blocks = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32
     )

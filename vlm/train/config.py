@@ -21,6 +21,7 @@ __all__ = [
     "DeepSpeedEngineConfig",
     "EngineConfig",
     "FsdpEngineConfig",
+    "RecoveryConfig",
     "TeacherConfig",
     "TorchEngineConfig",
     "TrainConfig",
@@ -115,6 +116,20 @@ EngineConfig = Annotated[
 ]
 
 
+class RecoveryConfig(Config):
+    """What to do when the loss or its gradient is no longer finite, or leaps.
+
+    The run goes back to its last checkpoint and leaves out the steps that led there.
+    """
+
+    max_rollbacks: int = Field(3, ge=0)
+    """Of the whole run, over all resumes; after that it ends with an error."""
+    skip_steps: int = Field(1, ge=1)
+    """Steps left out: the one that went wrong, and those before it."""
+    spike_factor: float | None = Field(None, gt=1)
+    """A gradient norm of this many times the median of the last 100 is a fault; none are."""
+
+
 class TeacherConfig(Config):
     """A frozen model that terms of the loss follow."""
 
@@ -149,6 +164,7 @@ class TrainConfig(Config):
     """A frozen model whose embeddings terms of the loss follow, or that masks their negatives."""
     optim: OptimizerConfig
     engine: EngineConfig = TorchEngineConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Decay of the moving average of weights that is exported instead of the last weights."""
     log_every: int = Field(10, ge=1)

@@ -5,8 +5,6 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm.distributed import World
-from vlm.errors import CheckpointError
 from vlm.models import Model, clamp_logit_scale
 from vlm.train.config import TorchEngineConfig
+from vlm.train.shards import own_pieces
+from vlm.train.state import EngineState, SavedState, fill_optimizer, fill_weights, optimizer_state
 from vlm.types import DualEncoderOutput
 
 __all__ = ["Engine", "TorchEngine", "computes_bf16"]
-
-_OPTIMIZER_FILE = "optimizer.pt"
 
 
 @runtime_checkable
@@ -33,6 +30,8 @@ class Engine(Protocol):
     optimizer: torch.optim.Optimizer
     description: str
     """Device, ranks and precision, for people."""
+    scales_loss: bool
+    """Whether the loss is scaled up for fp16, and a step skipped when a gradient overflows."""
 
     def forward(self, views: Sequence[Tensor], token_ids: Tensor) -> DualEncoderOutput:
         """All views of a micro-batch of images, and its captions."""
@@ -51,11 +50,17 @@ class Engine(Protocol):
         """Clip, step, clear gradients, clamp the logit scale; returns the norm before clipping."""
         ...
 
-    def save_optimizer(self, folder: Path) -> None:
-        """Write the optimizer's state into a checkpoint folder; every rank calls it."""
+    def state(self) -> EngineState:
+        """Weights and optimizer, for a checkpoint; every rank calls it."""
         ...
 
-    def load_optimizer(self, folder: Path) -> None: ...
+    def load_state(self, saved: SavedState) -> None:
+        """Continue from a checkpoint, of any engine and number of ranks; every rank calls it.
+
+        Raises:
+            CheckpointError: If it does not fit the model.
+        """
+        ...
 
 
 class TorchEngine:
@@ -70,6 +75,7 @@ class TorchEngine:
     ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.scales_loss = False
         self._world = world
         bf16 = config.precision == "bf16" or (
             config.precision == "auto" and computes_bf16(world.device)
@@ -105,18 +111,16 @@ class TorchEngine:
         clamp_logit_scale(self.model)
         return float(norm)
 
-    def save_optimizer(self, folder: Path) -> None:
-        if self._world.is_main:
-            torch.save(self.optimizer.state_dict(), folder / _OPTIMIZER_FILE)
+    def state(self) -> EngineState:
+        weights = own_pieces(self.model.state_dict(), self._world)
+        tensors, numbers = optimizer_state(self.model, self.optimizer)
+        return EngineState(
+            weights=weights, optimizer=own_pieces(tensors, self._world), numbers=numbers
+        )
 
-    def load_optimizer(self, folder: Path) -> None:
-        path = folder / _OPTIMIZER_FILE
-        try:
-            state = torch.load(path, map_location=self._world.device, weights_only=True)
-            self.optimizer.load_state_dict(state)
-        except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
-            message = f"{path}: cannot restore the optimizer ({error}); remove this checkpoint"
-            raise CheckpointError(message) from error
+    def load_state(self, saved: SavedState) -> None:
+        fill_weights(self.model.state_dict(), saved.weights)
+        fill_optimizer(self.model, self.optimizer, saved.optimizer, saved.numbers)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._dtype is None:

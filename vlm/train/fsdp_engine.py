@@ -11,6 +11,8 @@ from vlm.distributed import World, set_gradient_synchronisation, shard, whole
 from vlm.models import Model, clamp_logit_scale
 from vlm.train.config import FsdpEngineConfig
 from vlm.train.engine import computes_bf16
+from vlm.train.shards import own_pieces
+from vlm.train.state import EngineState, SavedState, fill_optimizer, fill_weights, optimizer_state
 from vlm.types import CaptionRows, DualEncoderOutput
 
 __all__ = ["FsdpEngine", "shard_model"]
@@ -62,7 +64,8 @@ class FsdpEngine:
     ) -> None:
         self.model = model
         self.optimizer = optimizer
-        self._device = world.device
+        self.scales_loss = False
+        self._world = world
         self._bf16 = _bf16(config, world)
         kind = "bf16" if self._bf16 else "fp32"
         self.description = f"{world.size} x {world.device.type}, {kind}, fully sharded"
@@ -89,10 +92,21 @@ class FsdpEngine:
         clamp_logit_scale(self.model)
         return float(norm)
 
+    def state(self) -> EngineState:
+        weights = own_pieces(self.model.state_dict(), self._world)
+        tensors, numbers = optimizer_state(self.model, self.optimizer)
+        return EngineState(
+            weights=weights, optimizer=own_pieces(tensors, self._world), numbers=numbers
+        )
+
+    def load_state(self, saved: SavedState) -> None:
+        fill_weights(self.model.state_dict(), saved.weights)
+        fill_optimizer(self.model, self.optimizer, saved.optimizer, saved.numbers)
+
     def _autocast(self) -> AbstractContextManager[object]:
         if not self._bf16:
             return nullcontext()
-        return torch.autocast(self._device.type, torch.bfloat16)
+        return torch.autocast(self._world.device.type, torch.bfloat16)
 
 
 def _bf16(config: FsdpEngineConfig, world: World) -> bool:

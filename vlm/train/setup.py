@@ -25,6 +25,7 @@ from vlm.optim import build_optimizer
 from vlm.preprocess import build_tokenizer, prepare_image, stack_images
 from vlm.train.config import TrainConfig
 from vlm.train.engine import Engine, TorchEngine
+from vlm.train.fsdp_engine import FsdpEngine, shard_model
 from vlm.train.memory import LossMemory
 from vlm.train.objective import Objective
 from vlm.train.teacher import load_teacher
@@ -221,9 +222,13 @@ def _build_objective(config: TrainConfig, sources: list[Source], world: World) -
 
 
 def _build_engine(config: TrainConfig, model: Model, world: World, micro_batch: int) -> Engine:
+    if config.engine.type == "fsdp":
+        shard_model(model, config.engine, world)
     optimizer = build_optimizer(model.named_parameters(), config.optim)
     if config.engine.type == "torch":
         return TorchEngine(model, optimizer, config.engine, world)
+    if config.engine.type == "fsdp":
+        return FsdpEngine(model, optimizer, config.engine, world)
     from vlm.train.deepspeed_engine import DeepSpeedEngine  # noqa: PLC0415 - optional extra
 
     return DeepSpeedEngine(

@@ -28,7 +28,7 @@ from vlm.errors import CheckpointError, ConfigError, VlmError
 from vlm.evaluation import embed_dataset, recall
 from vlm.inference import Encoder, load_bundle
 from vlm.train import TrainConfig, train
-from vlm.train.checkpoint import latest_checkpoint
+from vlm.train.checkpoint import latest_checkpoint, load_weights
 from vlm.train.export import export_run, load_run
 
 REMEMBERING: list[dict[str, Any]] = [
@@ -78,7 +78,9 @@ def run(config: TrainConfig, *, resume: bool = False) -> int:
 def final_weights(config: TrainConfig, name: str = "model") -> dict[str, torch.Tensor]:
     checkpoint = latest_checkpoint(config.run_folder / "checkpoints")
     assert checkpoint is not None
-    return load_file(checkpoint.folder / f"{name}.safetensors")
+    weights = load_weights(checkpoint, ema=name == "ema")
+    assert weights is not None
+    return weights
 
 
 def records(config: TrainConfig) -> list[dict[str, Any]]:
