@@ -8,9 +8,9 @@
         checkpoint.json              step, what the run was made of, size and hash of every file
 
 Every rank copies its part to main memory and goes on training; a thread writes it under a hidden
-name. When the parts of all ranks are there, rank 0 renames the folder, so a crash while saving never
-costs the last good one. A checkpoint with a missing or altered file is set aside for the one before
-it. The data position is the step; randomness is keyed by it.
+name. When the parts of all ranks are there, rank 0 renames the folder, so a crash while saving
+never costs the last good one. A checkpoint with a missing or altered file is set aside for the one
+before it. The data position is the step; randomness is keyed by it.
 """
 
 import json

@@ -97,8 +97,20 @@ class DeepSpeedEngineConfig(Config):
     """DeepSpeed ZeRO; needs the `deepspeed` extra."""
 
     type: Literal["deepspeed"] = "deepspeed"
-    zero_stage: Literal[0, 1, 2] = 2
-    precision: Literal["fp32", "bf16"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What is spread over ranks: 1 the optimizer's state, 2 gradients too, 3 parameters too."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    offload: bool = False
+    """Keep what is spread over ranks in main memory, and step there."""
+    persistence_threshold: int = Field(100_000, ge=0)
+    """At stage 3, parameters of fewer elements stay whole on every rank."""
+
+    @model_validator(mode="after")
+    def _stage_can(self) -> "DeepSpeedEngineConfig":
+        if self.zero_stage == 0 and (self.offload or self.precision == "fp16"):
+            message = "zero_stage=0 neither offloads nor computes in fp16; choose 1, 2 or 3"
+            raise ValueError(message)
+        return self
 
 
 class FsdpEngineConfig(Config):
@@ -213,6 +225,17 @@ class TrainConfig(Config):
             raise ValueError(message)
         if self.teacher is not None and not needing:
             message = "no term of the loss asks the teacher: leave the teacher section out"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _average_is_in_reach(self) -> "TrainConfig":
+        stage = self.engine.zero_stage if self.engine.type == "deepspeed" else 0
+        if stage == 3 and self.ema_decay is not None:
+            message = (
+                "ema_decay: the weights of deepspeed's zero_stage=3 are out of reach between "
+                "steps; leave ema_decay out, or take engine.type=fsdp, which shards as much"
+            )
             raise ValueError(message)
         return self
 

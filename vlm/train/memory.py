@@ -85,7 +85,7 @@ class LossMemory:
             values[places[chosen]] = memory.samples[name].detach().cpu()[chosen].to(values.dtype)
 
     def state(self) -> dict[str, Tensor]:
-        """This rank's part, for a checkpoint; the tensors themselves, which the next step changes."""
+        """This rank's part, for a checkpoint; the very tensors that the next step changes."""
         tensors = {_RUN + name: value.reshape(1) for name, value in self._run.items()}
         if self._samples:
             tensors |= {_IDS: self._ids, **self._samples}

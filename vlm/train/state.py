@@ -5,6 +5,7 @@ So a checkpoint of one engine and number of ranks continues on another.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,16 @@ from vlm.distributed import Piece
 from vlm.errors import CheckpointError
 from vlm.train.shards import ShardReader
 
-__all__ = ["EngineState", "SavedState", "fill_optimizer", "fill_weights", "optimizer_state"]
+__all__ = [
+    "EngineState",
+    "SavedState",
+    "begin_optimizer",
+    "check_names",
+    "fill_number",
+    "fill_optimizer",
+    "fill_weights",
+    "optimizer_state",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +66,17 @@ def fill_weights(state: Mapping[str, Tensor], saved: ShardReader) -> None:
     Raises:
         CheckpointError: If they are not those of this model.
     """
+    check_names(state, saved)
+    for name, tensor in state.items():
+        saved.fill(name, tensor)
+
+
+def check_names(state: Mapping[str, Tensor], saved: ShardReader) -> None:
+    """Raise CheckpointError unless the saved tensors have the names of a model's."""
     unknown = sorted(set(saved.shapes) ^ set(state))
     if unknown:
         message = f"weights do not fit the configured model: {', '.join(unknown[:5])}"
         raise CheckpointError(message)
-    for name, tensor in state.items():
-        saved.fill(name, tensor)
 
 
 def fill_optimizer(
@@ -75,7 +90,7 @@ def fill_optimizer(
     Raises:
         CheckpointError: If something is missing or of another shape.
     """
-    _begin(optimizer)
+    begin_optimizer(optimizer)
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {})
         keys = [f"{name}/{key}" for key in state]
@@ -83,36 +98,40 @@ def fill_optimizer(
             del optimizer.state[parameter]  # it never had a gradient
             continue
         for key, value in state.items():
-            _fill(state, key, value, f"{name}/{key}", saved, numbers)
+            if isinstance(value, Tensor) and value.ndim:
+                saved.fill(f"{name}/{key}", value)
+            elif value is not None:
+                fill_number(state, key, f"{name}/{key}", numbers)
 
 
-def _fill(
-    state: dict[str, object],
-    key: str,
-    value: object,
-    full_key: str,
-    saved: ShardReader,
-    numbers: Mapping[str, float],
+def fill_number(
+    state: dict[str, Any], key: str, full_key: str, numbers: Mapping[str, float]
 ) -> None:
-    if isinstance(value, Tensor) and value.ndim:
-        saved.fill(full_key, value)
-    elif value is not None and full_key not in numbers:
+    """Set a counter of an optimizer, whatever it is kept in.
+
+    Raises:
+        CheckpointError: If it was not saved.
+    """
+    if full_key not in numbers:
         message = f"the optimizer's {full_key} is not in the checkpoint; remove it"
         raise CheckpointError(message)
-    elif isinstance(value, Tensor):
-        value.fill_(numbers[full_key])
-    elif value is not None:
-        state[key] = type(value)(numbers[full_key])  # type: ignore[call-arg] # int or float
+    if isinstance(state[key], Tensor):
+        state[key].fill_(numbers[full_key])
+    else:
+        state[key] = type(state[key])(numbers[full_key])
 
 
-def _begin(optimizer: torch.optim.Optimizer) -> None:
+def begin_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Let an optimizer make its state, by a step that moves nothing."""
     rates = [group["lr"] for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
