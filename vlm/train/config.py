@@ -89,8 +89,11 @@ class TorchEngineConfig(Config):
     """Plain PyTorch: one process, or distributed data parallel under torchrun."""
 
     type: Literal["torch"] = "torch"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the towers; losses are always fp32. `auto` is bf16 where the device computes in it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the towers; losses are always fp32. `auto` is bf16 where the device computes in it. fp16
+    scales the loss, and skips a step whose gradients overflow."""
+    compile: bool = False
+    """Compile the model with torch.compile: minutes at the start, faster steps afterwards."""
 
 
 class DeepSpeedEngineConfig(Config):

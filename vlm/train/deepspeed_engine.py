@@ -19,7 +19,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from vlm.distributed import World, piece_of
+from vlm.distributed import Piece, World, piece_of
 from vlm.models import Model, clamp_logit_scale
 from vlm.train.config import DeepSpeedEngineConfig
 from vlm.train.state import EngineState, SavedState, begin_optimizer, check_names, fill_number
@@ -74,9 +74,6 @@ class DeepSpeedEngine:
         if config.zero_stage == 3:
             _register_direct_parameters(model)
             model.register_forward_hook(_to_tuple)
-        # DeepSpeed makes the optimizer's state by a step, which is to move and to count nothing.
-        for group in optimizer.param_groups:
-            group["lr"] = 0.0
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
@@ -91,12 +88,6 @@ class DeepSpeedEngine:
         ]
         self._flat = _flat_partitions(self.optimizer)
         self._sharded = bool(self._flat)
-        for kept in getattr(self.optimizer, "optimizer", self.optimizer).state.values():
-            for key, value in kept.items():
-                if isinstance(value, Tensor) and not value.ndim:
-                    value.zero_()
-                elif isinstance(value, int | float):
-                    kept[key] = type(value)(0)
 
     def forward(self, views: Sequence[Tensor], token_ids: Tensor) -> DualEncoderOutput:
         first, *others = [images.to(self._dtype) for images in views]
@@ -121,7 +112,9 @@ class DeepSpeedEngine:
 
     def state(self) -> EngineState:
         self._link()
-        weights, optimizer, numbers = {}, {}, {}
+        weights: dict[str, Piece] = {}
+        optimizer: dict[str, Piece] = {}
+        numbers: dict[str, float] = {}
         for index, (name, tensor) in enumerate(self.model.state_dict(keep_vars=True).items()):
             # All ranks gather a tensor; one of them keeps it.
             own = index % self._world.size == self._world.rank
@@ -142,9 +135,7 @@ class DeepSpeedEngine:
     def load_state(self, saved: SavedState) -> None:
         tensors = self.model.state_dict(keep_vars=True)
         check_names(tensors, saved.weights)
-        base = getattr(self.optimizer, "optimizer", self.optimizer)
-        if not base.state:
-            begin_optimizer(base)
+        self._begin()
         self._link()
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -165,6 +156,18 @@ class DeepSpeedEngine:
         base = getattr(self.optimizer, "optimizer", self.optimizer)
         _, flat = self._flat.get(id(tensor), (tensor, tensor))
         return dict.get(base.state, flat, {})
+
+    def _begin(self) -> None:
+        """Let the optimizer make its state, which DeepSpeed leaves to the first step."""
+        base = getattr(self.optimizer, "optimizer", self.optimizer)
+        if base.state:
+            return
+        if hasattr(self.optimizer, "fp32_partitioned_groups_flat"):  # stage 3 hides its parameters
+            self.optimizer._set_fp32_optimizer_param_groups()
+            begin_optimizer(base)
+            self.optimizer._clear_fp32_optimizer_param_groups()
+        else:
+            begin_optimizer(base)
 
     def _link(self) -> None:
         """Tie parameters to their part of the optimizer's state.

@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,9 @@ class Engine(Protocol):
         ...
 
 
+_SCALER: Final = "loss scaler/"
+
+
 class TorchEngine:
     """Plain PyTorch; `DistributedDataParallel` when there is more than one rank."""
 
@@ -75,17 +78,21 @@ class TorchEngine:
     ) -> None:
         self.model = model
         self.optimizer = optimizer
-        self.scales_loss = False
+        self.scales_loss = config.precision == "fp16"
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=self.scales_loss)
         self._world = world
-        bf16 = config.precision == "bf16" or (
-            config.precision == "auto" and computes_bf16(world.device)
-        )
-        self._dtype = torch.bfloat16 if bf16 else None
-        self.description = f"{world.size} x {world.device.type}, {'bf16' if bf16 else 'fp32'}"
+        precision = config.precision
+        if precision == "auto":
+            precision = "bf16" if computes_bf16(world.device) else "fp32"
+        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        compiled = ", compiled" if config.compile else ""
+        self.description = f"{world.size} x {world.device.type}, {precision}{compiled}"
         for module in model.modules():  # convolutions run faster with channels innermost
             if isinstance(module, nn.Conv2d):
                 weight = module.weight
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        if config.compile:
+            model.compile()
         self._wrapped: nn.Module = model
         if world.size > 1:
             self._wrapped = DistributedDataParallel(model)
@@ -96,7 +103,7 @@ class TorchEngine:
         return output
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        self._scaler.scale(loss).backward()
 
     def synchronising(self, on: bool) -> AbstractContextManager[object]:
         if on or not isinstance(self._wrapped, DistributedDataParallel):
@@ -105,8 +112,10 @@ class TorchEngine:
 
     def step(self, clip_norm: float | None) -> float:
         limit = float("inf") if clip_norm is None else clip_norm
+        self._scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.optimizer.step()
+        self._scaler.step(self.optimizer)  # not if a gradient overflowed
+        self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         clamp_logit_scale(self.model)
         return float(norm)
@@ -114,6 +123,8 @@ class TorchEngine:
     def state(self) -> EngineState:
         weights = own_pieces(self.model.state_dict(), self._world)
         tensors, numbers = optimizer_state(self.model, self.optimizer)
+        for key, value in self._scaler.state_dict().items():
+            numbers[_SCALER + key] = float(value)
         return EngineState(
             weights=weights, optimizer=own_pieces(tensors, self._world), numbers=numbers
         )
@@ -121,6 +132,10 @@ class TorchEngine:
     def load_state(self, saved: SavedState) -> None:
         fill_weights(self.model.state_dict(), saved.weights)
         fill_optimizer(self.model, self.optimizer, saved.optimizer, saved.numbers)
+        scaler = self._scaler.state_dict()
+        if all(_SCALER + key in saved.numbers for key in scaler):
+            kept = {key: type(value)(saved.numbers[_SCALER + key]) for key, value in scaler.items()}
+            self._scaler.load_state_dict(kept)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._dtype is None:
