@@ -8,6 +8,7 @@ from vlm.distributed.collectives import (
     sum_over_ranks,
     sum_with_gradient,
 )
+from vlm.distributed.heartbeat import Heartbeat, watch_ranks
 from vlm.distributed.sharding import (
     Piece,
     piece_of,
@@ -18,6 +19,7 @@ from vlm.distributed.sharding import (
 from vlm.distributed.world import World, connected_world
 
 __all__ = [
+    "Heartbeat",
     "Piece",
     "World",
     "any_rank",
@@ -30,5 +32,6 @@ __all__ = [
     "shard",
     "sum_over_ranks",
     "sum_with_gradient",
+    "watch_ranks",
     "whole",
 ]

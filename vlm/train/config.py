@@ -143,6 +143,8 @@ class RecoveryConfig(Config):
     """Steps left out: the one that went wrong, and those before it."""
     spike_factor: float | None = Field(None, gt=1)
     """A gradient norm of this many times the median of the last 100 is a fault; none are."""
+    stuck_after_seconds: float = Field(120.0, gt=0)
+    """Without progress, to wait before saying which rank keeps the others waiting."""
 
 
 class TeacherConfig(Config):

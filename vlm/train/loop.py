@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 from torch import Tensor
 
-from vlm.distributed import World, any_rank
+from vlm.distributed import World, any_rank, watch_ranks
 from vlm.errors import VlmError
 from vlm.files import write_text_whole
 from vlm.optim import learning_rate_factor, set_learning_rates
@@ -74,13 +74,16 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
             facts=facts,
             world=world,
         ) as writer,
+        watch_ranks(world, after_seconds=config.recovery.stuck_after_seconds) as heartbeat,
     ):
         telemetry.note(_opening(config, parts, step))
         run = _Run(config=config, parts=parts, world=world, ema=ema, step=step)
         batches = _batches(run, telemetry)
         stopping = False
         while run.step < parts.total_steps and not stopping:
+            heartbeat.beat(run.step, "waiting for data")
             batch = next(batches)
+            heartbeat.beat(run.step, "computing")
             done = None if run.skipped.cover(run.step) else _trained(run, batch)
             fault = None if done is None else run.watch.fault(done.loss, done.gradient_norm)
             if any_rank(fault is not None, world):
@@ -95,6 +98,7 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
                 telemetry.report(run.step, done.figures() | parts.stream.figures(run.step))
             stopping = any_rank(stop.requested, world)
             if run.step % config.checkpoint_every == 0 or at_end or stopping:
+                heartbeat.beat(run.step, "saving a checkpoint")
                 state, memory = parts.engine.state(), parts.objective.memory.state()
                 writer.save(run.step, state, ema=ema, memory=memory)
         writer.finish()
