@@ -35,7 +35,7 @@ install-dev: .venv/.installed-dev ## the environment with the tools for tests an
 
 .venv/.installed-dev: .venv/.installed
 	@echo "installing the tools for tests and checks"
-	@$(PIP) -e '.[serve,openvino,deepspeed,dev,npm]'
+	@$(PIP) -e '.[serve,openvino,deepspeed,huggingface,dev,npm]'
 	@touch $@
 
 $(DATA)/fetched.json: | .venv/.installed
@@ -53,8 +53,10 @@ $(RUN)/index/.complete: $(RUN)/bundle/bundle.json
 serve: $(RUN)/index/.complete ## the page and the API of the demo at http://127.0.0.1:8000
 	$(BIN)/vlm serve $(RUN)/bundle --index $(RUN)/index --port $(PORT)
 
+# One process a core, each with one thread: files are dealt out whole, so that a server or a trained
+# model is made once for the tests that share it.
 test: .venv/.installed-dev browser ## the whole test suite, with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered
 
 check: .venv/.installed-dev ## format, lint, types, and the floors of the house
 	$(BIN)/ruff format --check .

@@ -1,11 +1,11 @@
 """`python -m serving --bundle B --index I [key=value …]`: settings from file, flags, overrides."""
 
 import argparse
-import logging
 import sys
 
 import uvicorn
 
+from serving.logs import configure_logging
 from serving.settings import ServingSettings, load_settings
 from vlm.errors import VlmError
 from vlm.openmp import let_idle_threads_sleep
@@ -20,7 +20,7 @@ def run(settings: ServingSettings) -> None:
     let_idle_threads_sleep()
     from serving.app import create_app  # noqa: PLC0415 - torch reads the thread policy when it loads
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    configure_logging(settings.log_format)
     uvicorn.run(
         create_app(settings),
         host=settings.host,
@@ -28,6 +28,7 @@ def run(settings: ServingSettings) -> None:
         timeout_graceful_shutdown=settings.drain_seconds,
         server_header=False,
         access_log=False,
+        log_config=None,
     )
 
 

@@ -11,54 +11,76 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import vlm
-from serving.errors import BadInputError, NotFoundError, OverloadedError
+from serving.errors import BadInputError, ConflictError, NotFoundError, OverloadedError
 from serving.metrics import Metrics
 from serving.routes import routers
+from serving.routes.caption import CaptionRequest
+from serving.routes.embeddings import EmbeddingsRequest
+from serving.routes.label_sets import CalibrateRequest, LabelSetRequest
 from serving.routes.pages import static_mounts
 from serving.routes.state import Services
 from serving.routes.tensors import InferRequest
 from serving.schemas import ItemsRequest, Problem
 from serving.security import GuardMiddleware, problem_response
-from serving.services.embedding import Embedder
+from serving.services.label_sets import LabelSets
+from serving.services.registry import Registry
 from serving.services.retrieval import Retriever
 from serving.settings import ServingSettings
 from serving.stores import EmbeddedStore
-from vlm.inference import Encoder, load_bundle
-from vlm.inference.runtimes import Figures, default_cache, fastest_runtime, gated_runtime
+from serving.tracing import Tracing, otlp_provider
 
 __all__ = ["create_app"]
 
 _log = logging.getLogger("serving")
-_STATUS: dict[type[Exception], int] = {BadInputError: 422, NotFoundError: 404, OverloadedError: 503}
+_HIDDEN_SCHEMAS = (
+    ItemsRequest,
+    InferRequest,
+    CaptionRequest,
+    EmbeddingsRequest,
+    LabelSetRequest,
+    CalibrateRequest,
+)
+_STATUS: dict[type[Exception], int] = {
+    BadInputError: 422,
+    ConflictError: 409,
+    NotFoundError: 404,
+    OverloadedError: 503,
+}
 
 
-def create_app(settings: ServingSettings) -> FastAPI:
-    """The server of one bundle and its collection.
+def create_app(settings: ServingSettings, *, tracing: Tracing | None = None) -> FastAPI:
+    """The server of a default model, its collection, and further models.
 
-    The bundle is loaded, verified and run once before the server is ready.
+    Args:
+        settings: All that decides what is served, and how.
+        tracing: Where spans go; by default where `settings.traces` says.
+
+    What it starts with is loaded, verified and run once before the server is ready.
 
     Raises (at start):
         BundleError: If the bundle cannot be loaded or trusted, or the runtime asked for strays.
         FingerprintError: If the index holds another model's vectors.
     """
     metrics = Metrics()
+    if tracing is None and settings.traces is not None:
+        tracing = Tracing(otlp_provider(settings.traces))
     app = FastAPI(
         title="vlm",
         version=vlm.__version__,
         description="Zero-shot classification, embeddings and cross-modal search.",
-        lifespan=_lifespan(settings, metrics),
+        lifespan=_lifespan(settings, metrics, tracing),
         docs_url=None,
         redoc_url=None,
         responses={
             code: {"model": Problem, "description": http.HTTPStatus(code).phrase}
-            for code in (400, 401, 403, 404, 413, 415, 421, 422, 503)
+            for code in (400, 401, 403, 404, 405, 409, 413, 415, 421, 422, 429, 500, 503, 504)
         },
     )
     for router in routers:
         app.include_router(router)
     for path, files in static_mounts().items():
         app.mount(path, files)
-    app.add_middleware(GuardMiddleware, settings=settings, metrics=metrics)
+    app.add_middleware(GuardMiddleware, settings=settings, metrics=metrics, tracing=tracing)
     for error_class in _STATUS:
         app.add_exception_handler(error_class, _serving_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -68,40 +90,34 @@ def create_app(settings: ServingSettings) -> FastAPI:
 
 
 def _lifespan(
-    settings: ServingSettings, metrics: Metrics
+    settings: ServingSettings, metrics: Metrics, tracing: Tracing | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        encoder, figures = _load_encoder(settings)
-        store = EmbeddedStore(settings.index, fingerprint=encoder.fingerprint, dim=encoder.dim)
-        embedder = Embedder(encoder, settings, metrics)
-        await embedder.check(seconds=None)  # warm up, and fail before anybody is sent here
-        retriever = Retriever(embedder, store)
-        app.state.services = Services(
-            settings=settings,
-            embedder=embedder,
-            retriever=retriever,
-            metrics=metrics,
-            figures=figures,
-        )
-        facts = {"fingerprint": encoder.fingerprint, "runtime": encoder.runtime}
-        metrics.model.info({"name": encoder.info.name, **facts})
-        _log.info("ready", extra={**facts, "items": store.count()})
-        yield
-        embedder.close()
+        registry = Registry(settings, metrics)
+        try:
+            await registry.start()
+            model = registry.default
+            info = model.info
+            store = EmbeddedStore(settings.index, fingerprint=info.fingerprint, dim=info.dim)
+            # The collection stays with the model that made its vectors, whatever is loaded later.
+            retriever = Retriever(model.embedder, store)
+            app.state.services = Services(
+                settings=settings,
+                registry=registry,
+                retriever=retriever,
+                label_sets=LabelSets(settings.label_sets_folder),
+                metrics=metrics,
+            )
+            facts = {"fingerprint": info.fingerprint, "runtime": model.embedder.runtime}
+            _log.info("ready", extra={**facts, "items": store.count()})
+            yield
+        finally:
+            registry.workers.close()
+            if tracing is not None:
+                tracing.close()
 
     return lifespan
-
-
-def _load_encoder(settings: ServingSettings) -> tuple[Encoder, tuple[Figures, ...]]:
-    """The bundle in the runtime asked for; its torch model is let go where another one computes."""
-    bundle = load_bundle(settings.bundle)
-    cache = settings.runtimes or default_cache(settings.bundle)
-    if settings.runtime == "auto":
-        choice = fastest_runtime(bundle, device=settings.device, cache=cache)
-    else:
-        choice = gated_runtime(settings.runtime, bundle, device=settings.device, cache=cache)
-    return Encoder(bundle, runtime=choice.runtime), choice.figures
 
 
 async def _serving_error(request: Request, error: Exception) -> JSONResponse:
@@ -130,7 +146,7 @@ def _describe_hidden_schemas(app: FastAPI) -> None:
     def openapi() -> dict[str, object]:
         document = build()
         schemas = document["components"]["schemas"]
-        for schema in (ItemsRequest, InferRequest):
+        for schema in _HIDDEN_SCHEMAS:
             tree = schema.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(tree.pop("$defs", {}))
             schemas[schema.__name__] = tree

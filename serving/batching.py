@@ -2,18 +2,22 @@
 
 No timer: while the model works on one batch, the next one gathers. An idle model starts at once,
 a busy one gets full batches, so the wait adapts to the load by itself.
+
+Clients take turns, an item each, so that who asks for much waits longer than who asks for little. A
+batch holds items of like cost: its first one decides which.
 """
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
 
+from serving.context import CLIENT
 from serving.errors import OverloadedError
 from serving.metrics import Metrics
 
@@ -37,6 +41,7 @@ class MicroBatcher(Generic[ItemT]):
         executor: The one worker of the device; several batchers may share it.
         max_batch: Most items of one call of `encode`.
         max_waiting: Most items in the queue; a caller that would exceed it is refused.
+        cost: The class of an item's cost; a batch holds items of one class.
         tower: What the batches are called in the metrics.
         metrics: Where sizes and times are told.
     """
@@ -48,6 +53,7 @@ class MicroBatcher(Generic[ItemT]):
         executor: Executor,
         max_batch: int,
         max_waiting: int,
+        cost: Callable[[ItemT], int] = lambda item: 0,
         tower: str = "item",
         metrics: Metrics | None = None,
     ) -> None:
@@ -55,13 +61,19 @@ class MicroBatcher(Generic[ItemT]):
         self._executor = executor
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._waiting: deque[_Waiting[ItemT]] = deque()
+        self._cost = cost
+        self._queues: OrderedDict[str, deque[_Waiting[ItemT]]] = OrderedDict()
         self._worker: asyncio.Task[None] | None = None
         metrics = Metrics() if metrics is None else metrics
-        metrics.queue_items.labels(tower).set_function(lambda: len(self._waiting))
+        self._queue_items = metrics.queue_items.labels(tower)
         self._batch_items = metrics.batch_items.labels(tower)
         self._wait_seconds = metrics.stages.labels("wait")
         self._model_seconds = metrics.stages.labels(tower)
+
+    @property
+    def waiting(self) -> int:
+        """Items in the queue now."""
+        return sum(map(len, self._queues.values()))
 
     async def rows(self, items: Sequence[ItemT]) -> np.ndarray:
         """One row an item, in order.
@@ -77,7 +89,8 @@ class MicroBatcher(Generic[ItemT]):
             raise OverloadedError(message)
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in items]
-        self._waiting.extend(map(_Waiting, items, futures))
+        self._queues.setdefault(CLIENT.get(), deque()).extend(map(_Waiting, items, futures))
+        self._queue_items.inc(len(items))
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work())
         return np.stack(await asyncio.gather(*futures))
@@ -106,20 +119,62 @@ class MicroBatcher(Generic[ItemT]):
         return rows
 
     def _has_room(self, count: int) -> bool:
-        if len(self._waiting) + count > self._max_waiting:
-            self._waiting = deque(w for w in self._waiting if not w.future.cancelled())
+        if self.waiting + count > self._max_waiting:
+            self._forget_cancelled()
         # One request may exceed the queue when nothing else waits, or it could never be served.
-        return not self._waiting or len(self._waiting) + count <= self._max_waiting
+        return not self._queues or self.waiting + count <= self._max_waiting
+
+    def _forget_cancelled(self) -> None:
+        before = self.waiting
+        for client, queue in list(self._queues.items()):
+            alive = deque(w for w in queue if not w.future.cancelled())
+            if alive:
+                self._queues[client] = alive
+            else:
+                del self._queues[client]
+        self._queue_items.dec(before - self.waiting)
 
     def _next_batch(self) -> list[_Waiting[ItemT]]:
-        """Up to `max_batch` items whose callers still wait."""
-        now = time.perf_counter()
+        """Up to `max_batch` items of like cost whose callers still wait, clients in turn."""
+        self._forget_cancelled()
         batch: list[_Waiting[ItemT]] = []
-        while self._waiting and len(batch) < self._max_batch:
-            waiting = self._waiting.popleft()
-            if not waiting.future.cancelled():
-                batch.append(waiting)
-                self._wait_seconds.observe(now - waiting.since)
+        now = time.perf_counter()
+        for waiting in self._turns():
+            batch.append(waiting)
+            self._wait_seconds.observe(now - waiting.since)
+            if len(batch) == self._max_batch:
+                break
         if batch:
+            self._queue_items.dec(len(batch))
             self._batch_items.observe(len(batch))
         return batch
+
+    def _turns(self) -> Iterator[_Waiting[ItemT]]:
+        """Take items out, one a client and turn, of the cost class of the first.
+
+        Who has had its turn goes to the end of the line, so the next batch begins with another.
+        """
+        wanted: int | None = None
+        found = True
+        while found:
+            found = False
+            for client in list(self._queues):
+                queue = self._queues[client]
+                if wanted is None:
+                    wanted = self._cost(queue[0].item)
+                waiting = self._taken(queue, wanted)
+                if waiting is None:
+                    continue
+                found = True
+                self._queues.move_to_end(client)
+                if not queue:
+                    del self._queues[client]
+                yield waiting
+
+    def _taken(self, queue: "deque[_Waiting[ItemT]]", wanted: int) -> _Waiting[ItemT] | None:
+        """The first item of a cost class, taken out; None if there is none."""
+        for place, waiting in enumerate(queue):
+            if self._cost(waiting.item) == wanted:
+                del queue[place]
+                return waiting
+        return None

@@ -1,6 +1,13 @@
 """What the services and stores refuse, without any notion of HTTP."""
 
-__all__ = ["BadInputError", "FingerprintError", "NotFoundError", "OverloadedError", "ServingError"]
+__all__ = [
+    "BadInputError",
+    "ConflictError",
+    "FingerprintError",
+    "NotFoundError",
+    "OverloadedError",
+    "ServingError",
+]
 
 
 class ServingError(Exception):
@@ -12,7 +19,11 @@ class BadInputError(ServingError):
 
 
 class NotFoundError(ServingError):
-    """No item of that id."""
+    """No item, model or label set of that name."""
+
+
+class ConflictError(ServingError):
+    """Right in itself, but not in the state that the server is in."""
 
 
 class OverloadedError(ServingError):

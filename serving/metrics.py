@@ -7,7 +7,6 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
-    Info,
     ProcessCollector,
     generate_latest,
 )
@@ -15,7 +14,7 @@ from prometheus_client import (
 __all__ = ["METRICS_TYPE", "REFUSALS", "Metrics"]
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-REFUSALS: Final = frozenset({401, 403, 413, 415, 421, 429, 503})
+REFUSALS: Final = frozenset({401, 403, 413, 415, 421, 429, 503, 504})
 """Statuses of requests that were turned away without being wrong in themselves."""
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ITEMS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -53,13 +52,27 @@ class Metrics:
             ["tower"],
             registry=self.registry,
         )
+        self.cache = Counter(
+            "vlm_cache_lookups",
+            "Rows looked up among those computed before.",
+            ["kind", "result"],
+            registry=self.registry,
+        )
+        self.cache_bytes = Gauge(
+            "vlm_cache_bytes", "Size of the rows that are remembered.", registry=self.registry
+        )
         self.refusals = Counter(
             "vlm_refusals",
-            "Requests turned away: no key, too large, too many.",
+            "Requests turned away: no key, too large, too many, too late.",
             ["status"],
             registry=self.registry,
         )
-        self.model = Info("vlm_model", "What is being served.", registry=self.registry)
+        self.model = Gauge(
+            "vlm_model_info",
+            "1 for each model that is being served.",
+            ["name", "fingerprint", "runtime"],
+            registry=self.registry,
+        )
         ProcessCollector(registry=self.registry)
 
     def exposition(self) -> bytes:

@@ -6,29 +6,44 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from serving.services.fetching import RemoteImage
 
 __all__ = [
     "AddedItems",
     "ClassifyRequest",
     "ClassifyResponse",
-    "EmbeddingsRequest",
-    "EmbeddingsResponse",
     "Health",
+    "ImageBytes",
+    "ImageSource",
     "ItemIn",
     "ItemOut",
     "ItemsRequest",
-    "ModelEntry",
-    "ModelOut",
-    "ModelsOut",
+    "ModelName",
     "Problem",
-    "RuntimeOut",
     "SearchRequest",
     "SearchResponse",
+    "Text",
 ]
 
 _MAX_METADATA_BYTES = 16_384
 _DATA_URL = re.compile(r"^data:image/[\w.+-]+;base64,", re.IGNORECASE)
+
+
+def _image_source(value: object) -> bytes | RemoteImage:
+    """An address as one; see `_image_bytes` for the rest."""
+    if isinstance(value, str) and value[:8].lower().startswith(("http://", "https://")):
+        return RemoteImage(value)
+    return _image_bytes(value)
 
 
 def _image_bytes(value: object) -> bytes:
@@ -50,8 +65,23 @@ ImageBytes = Annotated[
     BeforeValidator(_image_bytes),
     WithJsonSchema({"type": "string", "description": "Base64, or a data URL, of an image file."}),
 ]
+ImageSource = Annotated[
+    bytes | RemoteImage,
+    BeforeValidator(_image_source),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "description": "Base64, or a data URL, of an image file; or its address (http, https), "
+            "where the server allows it.",
+        }
+    ),
+]
 Text = Annotated[str, Field(min_length=1)]
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
+ModelName = Annotated[
+    str | None,
+    Field(max_length=128, description="A name or fingerprint of `/v1/models`; none: the default."),
+]
 
 
 class _Schema(BaseModel):
@@ -73,14 +103,32 @@ class Health(_Schema):
 
 
 class ClassifyRequest(_Schema):
-    images: list[ImageBytes] = Field(min_length=1)
-    labels: list[Text] = Field(min_length=1)
-    templates: list[str] = Field(default=["{}"], min_length=1, max_length=100)
-    """`{}` stands for the label; the embeddings of all templates are averaged."""
-    mode: Literal["exclusive", "independent"] = "exclusive"
-    """`exclusive`: exactly one label holds. `independent`: any number may."""
+    """Give either labels or the name of a label set."""
+
+    images: list[ImageSource] = Field(min_length=1)
+    labels: Annotated[list[Text], Field(min_length=1)] | None = None
+    label_set: str | None = None
+    """One of `/v1/label-sets`; its templates, mode, calibration and threshold apply."""
+    templates: list[str] | None = Field(default=None, min_length=1, max_length=100)
+    """`{}` stands for the label; the embeddings of all templates are averaged. `plain`, `photo`
+    and `drawing` stand for several. Default: the label alone."""
+    mode: Literal["exclusive", "independent"] | None = None
+    """`exclusive`, the default: exactly one label holds. `independent`: any number may."""
     top_k: int = Field(default=10, ge=1, le=1000)
     """Most labels an image, best first."""
+    none_threshold: float | None = Field(default=None, ge=0, le=1)
+    """Below this largest probability, an image shows none of the labels."""
+    model: ModelName = None
+
+    @model_validator(mode="after")
+    def _names_classes_once(self) -> "ClassifyRequest":
+        if (self.labels is None) == (self.label_set is None):
+            message = "give exactly one of labels and label_set"
+            raise ValueError(message)
+        if self.label_set is not None and self.templates is not None:
+            message = "templates belong to the label set; store it with others"
+            raise ValueError(message)
+        return self
 
 
 class PredictionOut(_Schema):
@@ -92,42 +140,16 @@ class PredictionOut(_Schema):
 
 class ClassifyResult(_Schema):
     predictions: list[PredictionOut]
+    none_of_these: bool | None = None
+    """Whether no label is probable enough; null where no threshold was given."""
 
 
 class ClassifyResponse(_Schema):
     model: str
     results: list[ClassifyResult]
-
-
-class EmbeddingsRequest(BaseModel):
-    """As OpenAI's; strings that are data URLs of images are embedded as images."""
-
-    # Clients send fields that do not matter here.
-    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
-
-    input: Text | Annotated[list[Text], Field(min_length=1)]
-    model: str | None = None
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
-    """The model's own number, or nothing."""
-
-
-class EmbeddingOut(_Schema):
-    object: Literal["embedding"] = "embedding"
-    index: int
-    embedding: list[float] | str
-
-
-class Usage(_Schema):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbeddingsResponse(_Schema):
-    object: Literal["list"] = "list"
-    data: list[EmbeddingOut]
-    model: str
-    usage: Usage
+    label_set_version: str | None = None
+    calibrated: bool = False
+    """Whether the label set was calibrated for this model and mode."""
 
 
 class SearchRequest(_Schema):
@@ -135,8 +157,8 @@ class SearchRequest(_Schema):
 
     text: Text | None = None
     """What the pictures should show."""
-    image: ImageBytes | None = None
-    """Pictures like this one: a file, base64 or a data URL."""
+    image: ImageSource | None = None
+    """Pictures like this one: a file, base64, a data URL or an address."""
     id: ItemId | None = None
     """More like this stored item."""
     limit: int = Field(default=20, ge=1, le=200)
@@ -192,49 +214,3 @@ class ItemOut(_Schema):
     text: str | None
     metadata: dict[str, Any]
     thumbnail: str | None
-
-
-class ModelOut(_Schema):
-    name: str
-    fingerprint: str
-    runtime: str
-    dim: int
-    logit_scale: float
-    logit_bias: float | None
-    image_size: int
-    context_length: int
-    metrics: dict[str, Any]
-    provenance: dict[str, Any]
-
-
-class RuntimeOut(_Schema):
-    """One way to compute the model, as measured on this machine against torch in fp32."""
-
-    name: str
-    image_cosine: float | None = None
-    text_cosine: float | None = None
-    top1_agreement: float | None = None
-    num_pairs: int | None = None
-    calibration: str | None = None
-    images_per_second: float | None
-    texts_per_second: float | None
-    refused: str | None
-    """Why it may not answer."""
-
-
-class ModelEntry(_Schema):
-    id: str
-    object: Literal["model"] = "model"
-    created: int = 0
-    owned_by: str = "vlm"
-    fingerprint: str
-    dim: int
-    runtime: str
-    """What computes."""
-    runtimes: list[RuntimeOut]
-    """What was considered, the fastest first; none where torch in fp32 was asked for."""
-
-
-class ModelsOut(_Schema):
-    object: Literal["list"] = "list"
-    data: list[ModelEntry]

@@ -1,30 +1,32 @@
-"""What stands between the network and the routes: limits, keys, origins, headers, request ids."""
+"""What stands between the network and the routes: limits, keys, origins, deadlines, headers."""
 
-import base64
-import binascii
-import hashlib
-import hmac
+import asyncio
 import http
 import logging
+import math
 import secrets
 import sys
 import time
+from typing import Final
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.access import SAFE_METHODS, Access, scope_of
+from serving.context import CLIENT, REQUEST_ID
 from serving.errors import ServingError
+from serving.exchange import BodyLimits, Exchange, Refusal
 from serving.metrics import REFUSALS, Metrics
 from serving.settings import ServingSettings
+from serving.tracing import Tracing
 from vlm.errors import VlmError
 
 __all__ = ["GuardMiddleware", "problem_response"]
 
 _OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
-_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_METHODS = (*_SAFE_METHODS, "POST", "PUT", "PATCH", "DELETE")
+_METHODS = (*SAFE_METHODS, "POST", "PUT", "PATCH", "DELETE")
 _HEADERS = {
     "content-security-policy": (
         "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
@@ -43,6 +45,8 @@ _HEADERS_OF_STATUS = {
     413: {"connection": "close"},
     503: {"retry-after": "1"},
 }
+_TIMEOUT: Final = "x-request-timeout"
+_GONE: Final = Refusal(499, "the client hung up")
 _log = logging.getLogger("serving")
 
 
@@ -54,7 +58,7 @@ def problem_response(
     status = 400 if is_open_inference and status == 422 else status
     body = {
         "type": "about:blank",
-        "title": http.HTTPStatus(status).phrase,
+        "title": _phrase(status),
         "status": status,
         "detail": detail,
         "request_id": scope["state"]["request_id"],
@@ -65,26 +69,33 @@ def problem_response(
     return JSONResponse(body, status, merged, media_type="application/problem+json")
 
 
+def _phrase(status: int) -> str:
+    return "Client Closed Request" if status == _GONE.status else http.HTTPStatus(status).phrase
+
+
 class GuardMiddleware:
     """Pure ASGI, so that a body is refused while it streams in, before it is held in memory.
 
     Args:
         app: The application inside.
-        settings: Body limits, hashed keys, names of this host.
+        settings: Body limits, keys, names of this host.
         metrics: Where requests and refusals are told.
+        tracing: Where spans go, if anywhere.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: ServingSettings, metrics: Metrics | None = None
+        self,
+        app: ASGIApp,
+        settings: ServingSettings,
+        metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._metrics = Metrics() if metrics is None else metrics
-        self._digests = settings.api_key_sha256
-        self._host_names = settings.host_names
-        self.max_body_bytes = settings.max_body_bytes
-        self.max_total_body_bytes = settings.max_total_body_bytes
-        self.held_bytes = 0
-        """Bodies received by requests that are still in flight."""
+        self._tracing = tracing
+        self._access = Access(settings)
+        self._settings = settings
+        self._limits = BodyLimits(settings.max_body_bytes, settings.max_total_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,122 +103,123 @@ class GuardMiddleware:
             return
         request_id = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        exchange = _Exchange(self, receive, send, request_id)
-        start = time.perf_counter()
-        exchange.refusal = self._refusal(scope, Headers(scope=scope))
-        if exchange.refusal is None:
-            await self._run(scope, exchange)
-        if exchange.refusal is not None and not exchange.started:
-            status, detail = exchange.refusal
-            exchange.refusal = None
-            await problem_response(status, detail, scope)(scope, receive, exchange.send)
-        self._tell(scope, exchange.status, time.perf_counter() - start)
-
-    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
-        # Only names that this server knows become labels: no client can make them without end.
-        route = getattr(scope.get("route"), "path", "other")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._metrics.requests.labels(method, route, str(status)).observe(seconds)
-        if status in REFUSALS:
-            self._metrics.refusals.labels(str(status)).inc()
-
-    async def _run(self, scope: Scope, exchange: "_Exchange") -> None:
+        headers = Headers(scope=scope)
+        client = self._access.name(headers) or str((scope.get("client") or ("",))[0])
+        tokens = CLIENT.set(client), REQUEST_ID.set(request_id)
         try:
-            await self._app(scope, exchange.receive, exchange.send)
+            if self._tracing is None:
+                await self._answer(scope, receive, send, request_id)
+                return
+            with self._tracing.request(scope["method"], headers, request_id) as span:
+                status = await self._answer(scope, receive, send, request_id)
+                route = _route(scope)
+                span.update_name(f"{scope['method']} {route}")
+                span.set_attributes({"http.route": route, "http.response.status_code": status})
+        finally:
+            CLIENT.reset(tokens[0])
+            REQUEST_ID.reset(tokens[1])
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
+        exchange = Exchange(self._limits, receive, send, request_id=request_id, headers=_HEADERS)
+        start = time.perf_counter()
+        headers = Headers(scope=scope)
+        exchange.refusal = self._refusal(scope, headers)
+        if exchange.refusal is None:
+            try:
+                seconds = self._seconds(scope, headers)
+            except ValueError as error:
+                exchange.refusal = Refusal(400, str(error))
+            else:
+                await self._run(scope, exchange, seconds)
+        if exchange.refusal is not None and not exchange.started:
+            refusal = exchange.refusal
+            exchange.refusal = None
+            answer = problem_response(refusal.status, refusal.detail, scope, dict(refusal.headers))
+            await answer(scope, receive, exchange.send)
+        self._tell(scope, exchange.status, time.perf_counter() - start)
+        return exchange.status
+
+    async def _run(self, scope: Scope, exchange: Exchange, seconds: float | None) -> None:
+        """The application, until it is done, the time is over, or the client has gone."""
+        work = asyncio.ensure_future(self._app(scope, exchange.receive, exchange.send))
+        left = asyncio.ensure_future(exchange.client_left())
+        try:
+            await asyncio.wait({work, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not exchange.finished:
+                exchange.refusal = _GONE if left.done() else _late(seconds)
+                work.cancel()
+            await work
+        except asyncio.CancelledError:
+            if exchange.refusal is None:  # the server itself is being ended
+                raise
         except Exception as error:
             if exchange.started:
                 raise
             if exchange.refusal is None:
                 _log.error("defect", exc_info=error, extra={"request_id": exchange.request_id})
-                exchange.refusal = 500, "the server failed; tell its operator the request id"
+                exchange.refusal = Refusal(
+                    500, "the server failed; tell its operator the request id"
+                )
         finally:
-            self.held_bytes -= exchange.received_bytes
+            work.cancel()
+            left.cancel()
+            exchange.close()
 
-    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
+    def _seconds(self, scope: Scope, headers: Headers) -> float | None:
+        """How long a request may take; loading a model takes as long as it takes."""
+        most = self._settings.request_seconds
+        text = headers.get(_TIMEOUT)
+        if text is None:
+            return None if scope_of(scope["method"], scope["path"]) == "admin" else most
+        try:
+            asked = float(text)
+        except ValueError:
+            asked = math.nan
+        if not asked > 0:
+            message = f"{_TIMEOUT} is seconds, a number over 0, found {text[:32]!r}"
+            raise ValueError(message)
+        return min(asked, most)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self.max_body_bytes:
-            return 413, f"the body is over the limit of {self.max_body_bytes} bytes"
+        most = self._limits.max_body_bytes
+        if length.isdecimal() and int(length) > most:
+            return Refusal(413, f"the body is over the limit of {most} bytes")
         if scope["path"] in _OPEN_PATHS:
             return None
         if not self._is_addressed(headers):
-            return 421, "this server does not answer to that host name"
-        if scope["method"] not in _SAFE_METHODS and not _same_origin(headers):
-            return 403, "a page of another site may not change or query anything here"
-        if not self._may_enter(headers):
-            return 401, "this server asks for a key: Authorization: Bearer KEY"
-        return None
+            return Refusal(421, "this server does not answer to that host name")
+        if scope["method"] not in SAFE_METHODS and not _same_origin(headers):
+            return Refusal(403, "a page of another site may not change or query anything here")
+        return self._access.refusal(scope["method"], scope["path"], headers)
 
     def _is_addressed(self, headers: Headers) -> bool:
-        if not self._host_names:
+        names = self._settings.host_names
+        if not names:
             return True
         try:
-            return urlsplit(f"//{headers.get('host', '')}").hostname in self._host_names
+            return urlsplit(f"//{headers.get('host', '')}").hostname in names
         except ValueError:  # unbalanced brackets
             return False
 
-    def _may_enter(self, headers: Headers) -> bool:
-        if not self._digests:
-            return True
-        digest = hashlib.sha256(_key(headers)).hexdigest()
-        # All are compared, each in constant time: timing tells neither which nor how close.
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(matches)
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        # Only names that this server knows become labels: no client can make them without end.
+        route = _route(scope)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(method, route, str(status)).observe(seconds)
+        if status in REFUSALS:
+            self._metrics.refusals.labels(str(status)).inc()
+        if self._settings.access_log:
+            facts = {"method": method, "route": route, "status": status, "client": CLIENT.get()}
+            _log.info("request", extra={**facts, "ms": round(1000 * seconds, 1)})
 
 
-class _RefusedBodyError(Exception):
-    pass
+def _route(scope: Scope) -> str:
+    return str(getattr(scope.get("route"), "path", "other"))
 
 
-class _Exchange:
-    """One request: counts the body that comes in, adds headers to the answer that goes out."""
-
-    def __init__(
-        self, guard: GuardMiddleware, receive: Receive, send: Send, request_id: str
-    ) -> None:
-        self._guard = guard
-        self._receive = receive
-        self._send = send
-        self.request_id = request_id
-        self.received_bytes = 0
-        self.started = False
-        self.status = 0
-        self.refusal: tuple[int, str] | None = None
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        size = len(message.get("body", b""))
-        self.received_bytes += size
-        self._guard.held_bytes += size
-        if self.received_bytes > self._guard.max_body_bytes:
-            self.refusal = 413, f"the body is over the limit of {self._guard.max_body_bytes} bytes"
-        elif size and self._guard.held_bytes > self._guard.max_total_body_bytes:
-            self.refusal = 503, "too many large requests at once; try again in a second"
-        if self.refusal is not None:
-            raise _RefusedBodyError
-        return message
-
-    async def send(self, message: Message) -> None:
-        if self.refusal is not None and not self.started:
-            return  # what a route makes of the broken body; the refusal is sent in its place
-        if message["type"] == "http.response.start":
-            self.started = True
-            self.status = message["status"]
-            outgoing = MutableHeaders(scope=message)
-            outgoing["x-request-id"] = self.request_id
-            for name, value in _HEADERS.items():
-                outgoing.setdefault(name, value)
-        await self._send(message)
-
-
-def _key(headers: Headers) -> bytes:
-    """The key of a request: a bearer token, or the password of basic authentication."""
-    scheme, _, credentials = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return credentials.encode()
-    try:
-        return base64.b64decode(credentials, validate=True).partition(b":")[2]
-    except (binascii.Error, ValueError):
-        return b""
+def _late(seconds: float | None) -> Refusal:
+    return Refusal(504, f"not answered within {seconds:g} seconds; it was given up")
 
 
 def _same_origin(headers: Headers) -> bool:

@@ -8,10 +8,46 @@ from pydantic import Field, field_validator
 
 from vlm.config import Config, load_config
 
-__all__ = ["ServingSettings", "load_settings"]
+__all__ = ["ApiKey", "RemoteImages", "Scope", "ServingSettings", "load_settings"]
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 CONFIG_VARIABLE: Final = "VLM_SERVING_CONFIG"
+
+
+Scope = Literal["read", "write", "admin"]
+
+
+class ApiKey(Config):
+    """A key that may be used, kept as its digest; none of the scopes holds another."""
+
+    name: str = Field(pattern="^[A-Za-z0-9._-]{1,64}$")
+    """What logs and queues call who uses it."""
+    sha256: str
+    """Of the key, in hex: printf %s KEY | sha256sum. Make keys long and random."""
+    scopes: list[Scope] = ["read"]
+    """`read`: ask; `write`: change the collection and label sets; `admin`: load and unload."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """More are refused with 429; each worker process counts for itself."""
+    burst: int = Field(10, ge=1)
+    """How many may come at once, within that rate."""
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_hex_digest(cls, value: str) -> str:
+        return _hex_digest(value)
+
+
+class RemoteImages(Config):
+    """Which images of other servers may be fetched for a request."""
+
+    schemes: list[Literal["https", "http"]] = ["https"]
+    ports: list[int] = [443]
+    hosts: list[str] = []
+    """Names that may be asked; none: any on the public internet."""
+    max_bytes: int = Field(10 * 2**20, ge=1)
+    max_redirects: int = Field(3, ge=0, le=10)
+    seconds: float = Field(5, gt=0)
+    """For all of one image, redirects included."""
 
 
 class ServingSettings(Config):
@@ -20,6 +56,8 @@ class ServingSettings(Config):
     bundle: Path = Path("runs/demo/bundle")
     index: Path = Path("runs/demo/index")
     """Folder of the searchable collection; made if it is missing."""
+    label_sets: Path | None = None
+    """Folder of stored label sets; none: `INDEX-label-sets`, beside the collection."""
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     device: str = "cpu"
@@ -28,13 +66,21 @@ class ServingSettings(Config):
     ] = "torch-fp32"
     """What computes. `auto` measures at the first start and takes the fastest of those that pass
     the parity gate; any but `torch-fp32` must pass it."""
+    models: Path | None = None
+    """Folder of further bundles, each in a folder of its name; `load` takes from here."""
+    preload: list[str] = []
+    """Those of them that are served from the start, beside `bundle`."""
     runtimes: Path | None = None
     """Folder of exported runtimes and their figures; none: `runtimes` beside the bundle."""
     api_key_sha256: list[str] = []
-    """SHA-256, in hex, of each key that may be used; with none, no key is asked for."""
+    """SHA-256, in hex, of keys that may ask and write, without a name or a limit of their own."""
+    keys: list[ApiKey] = []
+    """Keys with names, scopes and rates; with none of either, no key is asked for."""
     allowed_hosts: list[str] = []
     """Names under which requests may come (without port); with none, any name, but on a loopback
     address only loopback names, so that no web page can reach it through a name of its own."""
+    remote_images: RemoteImages | None = None
+    """Images by address; none, the default: refused."""
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
     max_total_body_bytes: int = Field(256 * 2**20, ge=1024)
     """Bodies of all requests in flight together; more are refused with 503."""
@@ -42,32 +88,56 @@ class ServingSettings(Config):
     max_images: int = Field(64, ge=1)
     """Images or texts in one request."""
     max_labels: int = Field(2000, ge=1)
+    max_calibration_images: int = Field(1000, ge=2)
+    """Labelled images in one calibration."""
     max_text_characters: int = Field(2000, ge=1)
     max_batch: int = Field(32, ge=1)
     """Most images or texts of one forward pass."""
     max_waiting: int = Field(512, ge=1)
     """Images or texts that may wait for the model; more are refused with 503."""
+    cache_bytes: int = Field(64 * 2**20, ge=0)
+    """Rows of texts and images that are remembered, of all models together; 0: none."""
+    request_seconds: float = Field(60, gt=0)
+    """How long a request may take before it is given up with 504; a client may ask for less."""
     decode_threads: int = Field(2, ge=1)
+    log_format: Literal["text", "json"] = "text"
+    access_log: bool = False
+    """Whether each request is logged: method, route, status, client, time; no payload."""
+    traces: str | None = None
+    """Where OpenTelemetry's spans go, e.g. `http://localhost:4318/v1/traces`."""
     ready_seconds: float = Field(10, gt=0)
     """How long the model may take to answer `/readyz`."""
     drain_seconds: int = Field(20, ge=0)
     """How long requests in flight may take after SIGTERM."""
 
     @property
+    def label_sets_folder(self) -> Path:
+        """Where label sets are stored."""
+        return self.label_sets or self.index.with_name(f"{self.index.name}-label-sets")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches the server."""
+        return self.host in _LOOPBACK
+
+    @property
     def host_names(self) -> frozenset[str]:
         """The names that a request may be addressed to; empty if any."""
-        if self.allowed_hosts or self.host not in _LOOPBACK:
+        if self.allowed_hosts or not self.is_loopback:
             return frozenset(self.allowed_hosts)
         return _LOOPBACK
 
     @field_validator("api_key_sha256")
     @classmethod
     def _are_hex_digests(cls, values: list[str]) -> list[str]:
-        for value in values:
-            if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
-                message = "each entry must be 64 hex digits: printf %s KEY | sha256sum"
-                raise ValueError(message)
-        return values
+        return [_hex_digest(value) for value in values]
+
+
+def _hex_digest(value: str) -> str:
+    if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+        message = "must be 64 hex digits: printf %s KEY | sha256sum"
+        raise ValueError(message)
+    return value
 
 
 def load_settings(overrides: list[str]) -> ServingSettings:

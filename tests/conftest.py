@@ -1,5 +1,7 @@
 """Shared by every test: `import vlm` comes first, so that torchvision imports on a CPU torch."""
 
+import signal
+
 import pytest
 
 import vlm
@@ -7,6 +9,10 @@ from vlm.openmp import let_idle_threads_sleep
 
 assert vlm.__version__
 let_idle_threads_sleep()
+# A shell that runs the suite in the background ignores SIGINT, and so would the processes that
+# tests start and then interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -12,17 +12,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError
 
 from vlm.errors import ConfigError
 
-__all__ = ["Config", "apply_overrides", "load_config", "validate_config"]
+__all__ = ["Config", "apply_overrides", "load_config", "type_or", "validate_config"]
 
 
 class Config(BaseModel):
     """Base of every configuration section: immutable, and no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def type_or(default: str) -> Discriminator:
+    """What tells the members of a union apart: their `type`, which is `default` where left out."""
+
+    def kind(tree: Any) -> Any:
+        return tree.get("type", default) if isinstance(tree, dict) else getattr(tree, "type", None)
+
+    return Discriminator(kind)
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

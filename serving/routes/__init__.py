@@ -1,12 +1,15 @@
 """The wire: one resource a file."""
 
 from serving.routes import (
+    caption,
     classify,
     embeddings,
     health,
     items,
     kserve,
+    label_sets,
     metrics,
+    models,
     pages,
     search,
     similarity,
@@ -16,11 +19,14 @@ __all__ = ["routers"]
 
 routers = (
     classify.router,
+    caption.router,
+    label_sets.router,
     embeddings.router,
     similarity.router,
     search.router,
     items.router,
     kserve.router,
+    models.router,
     health.router,
     metrics.router,
     pages.router,

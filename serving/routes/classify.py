@@ -3,9 +3,17 @@
 from fastapi import APIRouter, Request
 
 from serving.routes.bodies import body_schema, parse_body
-from serving.routes.state import ServicesDep, refuse_more_than
+from serving.routes.state import Services, ServicesDep, refuse_more_than
 from serving.schemas import ClassifyRequest, ClassifyResponse, ClassifyResult, PredictionOut
-from serving.services.classification import classify
+from serving.services.classification import (
+    Classes,
+    Mode,
+    Verdict,
+    classify,
+    described_classes,
+    expanded,
+)
+from serving.services.embedding import Embedder
 
 __all__ = ["router"]
 
@@ -14,25 +22,70 @@ router = APIRouter(prefix="/v1", tags=["classification"])
 
 @router.post("/classify", openapi_extra=body_schema(ClassifyRequest, ("images",)))
 async def classify_images(request: Request, services: ServicesDep) -> ClassifyResponse:
-    """Tell which of the given labels each image shows, without training on them."""
+    """Tell which of the labels, given or stored, each image shows, without training on them."""
     body = await parse_body(request, ClassifyRequest, lists=("images", "labels", "templates"))
-    settings = services.settings
-    refuse_more_than(settings.max_images, len(body.images), "images")
-    refuse_more_than(settings.max_labels, len(body.labels) * len(body.templates), "prompts")
-    longest = max(map(len, [*body.labels, *body.templates]))
+    refuse_more_than(services.settings.max_images, len(body.images), "images")
+    embedder = services.embedder(body.model)
+    if body.label_set is not None:
+        return await _among_stored(body, body.label_set, embedder, services)
+    classes = await _described(body, embedder, services)
+    verdicts = await _verdicts(
+        body, embedder, classes, body.mode or "exclusive", body.none_threshold
+    )
+    return ClassifyResponse(model=embedder.info.fingerprint, results=_results(verdicts))
+
+
+async def _described(body: ClassifyRequest, embedder: Embedder, services: Services) -> Classes:
+    settings, labels, templates = services.settings, body.labels or [], body.templates or ["{}"]
+    refuse_more_than(settings.max_labels, len(labels) * len(expanded(templates)), "prompts")
+    longest = max(map(len, [*labels, *templates]))
     refuse_more_than(settings.max_text_characters, longest, "characters of a label or template")
-    results = await classify(
-        services.embedder,
-        body.images,
-        body.labels,
-        templates=body.templates,
-        mode=body.mode,
-        top_k=body.top_k,
-    )
+    return await described_classes(embedder, labels, templates)
+
+
+async def _among_stored(
+    body: ClassifyRequest, name: str, embedder: Embedder, services: Services
+) -> ClassifyResponse:
+    label_set = await services.label_sets.get(name)
+    mode = body.mode or label_set.mode
+    calibration = label_set.calibration_for(embedder.info.fingerprint, mode)
+    classes = await services.label_sets.classes(label_set, embedder, mode)
+    threshold = body.none_threshold
+    if threshold is None:
+        threshold = label_set.none_threshold
+    if threshold is None and calibration is not None:
+        threshold = calibration.none_threshold
+    verdicts = await _verdicts(body, embedder, classes, mode, threshold)
     return ClassifyResponse(
-        model=services.embedder.info.fingerprint,
-        results=[
-            ClassifyResult(predictions=[PredictionOut.model_validate(vars(p)) for p in predictions])
-            for predictions in results
-        ],
+        model=embedder.info.fingerprint,
+        results=_results(verdicts),
+        label_set_version=label_set.version,
+        calibrated=calibration is not None,
     )
+
+
+async def _verdicts(
+    body: ClassifyRequest,
+    embedder: Embedder,
+    classes: Classes,
+    mode: Mode,
+    none_threshold: float | None,
+) -> list[Verdict]:
+    return await classify(
+        embedder,
+        body.images,
+        classes,
+        mode=mode,
+        top_k=body.top_k,
+        none_threshold=none_threshold,
+    )
+
+
+def _results(verdicts: list[Verdict]) -> list[ClassifyResult]:
+    return [
+        ClassifyResult(
+            predictions=[PredictionOut.model_validate(vars(p)) for p in verdict.predictions],
+            none_of_these=verdict.none_of_these,
+        )
+        for verdict in verdicts
+    ]

@@ -1,27 +1,107 @@
 """`POST /v1/embeddings`, as OpenAI's clients speak it."""
 
 import base64
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
 
 from serving.errors import BadInputError
 from serving.routes.bodies import body_schema, parse_body
 from serving.routes.state import ServicesDep, refuse_more_than
-from serving.schemas import EmbeddingOut, EmbeddingsRequest, EmbeddingsResponse, Usage
-from serving.services.embedding import is_image_url
+from serving.schemas import ModelName, Text
+from serving.services.embedding import is_image
+from serving.services.fetching import RemoteImage
 
-__all__ = ["router"]
+__all__ = ["EmbeddingsRequest", "router"]
 
 router = APIRouter(prefix="/v1", tags=["embeddings"])
+
+
+class TextPart(BaseModel):
+    """As in OpenAI's chats."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ImageAddress(BaseModel):
+    """Of an image: a data URL, or where the server allows it, http or https."""
+
+    url: Annotated[str, Field(pattern="(?i)^(data:image/|https?://)")]
+
+
+class ImagePart(BaseModel):
+    """As in OpenAI's chats."""
+
+    type: Literal["image_url"]
+    image_url: ImageAddress
+
+
+ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class EmbeddingsRequest(BaseModel):
+    """As OpenAI's; strings that are data URLs of images are embedded as images.
+
+    An input may also be a content part, `{"type": "image_url", "image_url": {"url": …}}`.
+    """
+
+    # Clients send fields that do not matter here.
+    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
+
+    input: Text | ContentPart | Annotated[list[Text | ContentPart], Field(min_length=1)]
+    model: ModelName = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    """The model's own number, or nothing."""
+
+    def inputs(self) -> list[str | RemoteImage]:
+        """Texts, data URLs and addresses of images, in order."""
+        entries = self.input if isinstance(self.input, list) else [self.input]
+        return [_plain_input(entry) for entry in entries]
+
+
+def _plain_input(entry: str | TextPart | ImagePart) -> str | RemoteImage:
+    if isinstance(entry, str):
+        return entry
+    if isinstance(entry, TextPart):
+        return entry.text
+    url = entry.image_url.url
+    return url if url.lower().startswith("data:") else RemoteImage(url)
+
+
+class EmbeddingOut(BaseModel):
+    """One unit vector."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """What was read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(BaseModel):
+    """As OpenAI's."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingOut]
+    model: str
+    usage: Usage
 
 
 @router.post("/embeddings", openapi_extra=body_schema(EmbeddingsRequest))
 async def embed(request: Request, services: ServicesDep) -> EmbeddingsResponse:
     """Unit vectors of texts and images (data URLs), in one space and comparable by cosine."""
     body = await parse_body(request, EmbeddingsRequest)
-    embedder, settings = services.embedder, services.settings
-    inputs = [body.input] if isinstance(body.input, str) else body.input
-    texts = [text for text in inputs if not is_image_url(text)]
+    embedder, settings = services.embedder(body.model), services.settings
+    inputs = body.inputs()
+    texts = [text for text in inputs if isinstance(text, str) and not is_image(text)]
     refuse_more_than(settings.max_images, len(inputs), "inputs")
     refuse_more_than(settings.max_text_characters, max(map(len, texts), default=0), "characters")
     if body.dimensions not in (None, embedder.info.dim):

@@ -10,10 +10,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import vlm
-from serving.errors import BadInputError, NotFoundError
+from serving.errors import BadInputError
 from serving.routes.bodies import body_schema
-from serving.routes.health import readiness
-from serving.routes.state import Services, ServicesDep, refuse_more_than
+from serving.routes.health import answers, readiness
+from serving.routes.state import ServicesDep, refuse_more_than
 from serving.routes.tensors import (
     HEADER_LENGTH,
     InferRequest,
@@ -25,6 +25,8 @@ from serving.routes.tensors import (
     answer_body,
     parse_tensors,
 )
+from serving.services.embedding import Embedder
+from serving.settings import ServingSettings
 
 __all__ = ["router"]
 
@@ -53,13 +55,13 @@ async def ready(services: ServicesDep) -> JSONResponse:
 
 @router.get("/models/{name}")
 async def model(name: str, services: ServicesDep) -> TensorModelOut:
-    """Inputs and outputs of the model."""
-    _check_name(name, services)
-    info = services.embedder.info
+    """Inputs and outputs of a model."""
+    embedder = services.embedder(name)
+    info = embedder.info
     return TensorModelOut(
-        name=info.name,
+        name=name,
         versions=[info.fingerprint[:12]],
-        platform=f"vlm_{services.embedder.runtime}",
+        platform=f"vlm_{embedder.runtime}",
         inputs=[TensorMetadata(name=n, datatype="BYTES", shape=[-1]) for n in _OUTPUTS],
         outputs=[
             TensorMetadata(name=n, datatype="FP32", shape=[-1, info.dim]) for n in _OUTPUTS.values()
@@ -70,8 +72,8 @@ async def model(name: str, services: ServicesDep) -> TensorModelOut:
 @router.get("/models/{name}/ready")
 async def model_ready(name: str, services: ServicesDep) -> JSONResponse:
     """The model of that name computes."""
-    _check_name(name, services)
-    is_ready = await readiness(services)
+    model = services.registry.get(name)
+    is_ready = await answers(model.embedder.check(seconds=services.settings.ready_seconds))
     return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
 
 
@@ -80,14 +82,14 @@ async def model_ready(name: str, services: ServicesDep) -> JSONResponse:
 )
 async def infer(name: str, request: Request, services: ServicesDep) -> Response:
     """Unit vectors of image files and of texts, in JSON or as raw tensors."""
-    _check_name(name, services)
+    embedder = services.embedder(name)
     if request.headers.get("content-encoding", "identity") != "identity":
         raise HTTPException(415, "compressed bodies are not understood; send them as they are")
     body, header = await request.body(), request.headers.get(HEADER_LENGTH)
     tensors = await asyncio.to_thread(parse_tensors, body, header, known=tuple(_OUTPUTS))
-    outputs = _wanted(tensors, await _embedded(tensors, services))
-    info = services.embedder.info
-    head = {"model_name": info.name, "model_version": info.fingerprint[:12]}
+    outputs = _wanted(tensors, await _embedded(tensors, embedder, services.settings))
+    info = embedder.info
+    head = {"model_name": name, "model_version": info.fingerprint[:12]}
     if tensors.request.id is not None:
         head["id"] = tensors.request.id
     content, length = await asyncio.to_thread(answer_body, head, outputs, tensors)
@@ -98,9 +100,10 @@ async def infer(name: str, request: Request, services: ServicesDep) -> Response:
     )
 
 
-async def _embedded(tensors: Tensors, services: Services) -> dict[str, Matrix]:
+async def _embedded(
+    tensors: Tensors, embedder: Embedder, settings: ServingSettings
+) -> dict[str, Matrix]:
     """Rows by output, of the inputs that were given."""
-    settings, embedder = services.settings, services.embedder
     images, files = tensors.elements.get("image"), tensors.elements.get("image", [])
     texts, words = tensors.elements.get("text"), _decoded(tensors.elements.get("text", []))
     refuse_more_than(settings.max_images, len(files) + len(words), "images and texts")
@@ -134,9 +137,3 @@ def _decoded(elements: list[bytes]) -> list[str]:
     except UnicodeDecodeError as error:
         message = f"text: not UTF-8 ({error.reason})"
         raise BadInputError(message) from error
-
-
-def _check_name(name: str, services: Services) -> None:
-    if name != services.embedder.info.name:
-        message = f"no model is called {name[:64]!r}; this is {services.embedder.info.name!r}"
-        raise NotFoundError(message)

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.routes.bodies import body_schema, parse_body
 from serving.routes.state import ServicesDep, refuse_more_than
-from serving.schemas import Text
-from serving.services.embedding import is_image_url
+from serving.schemas import ModelName, Text
+from serving.services.embedding import is_image
 
 __all__ = ["SimilarityRequest", "SimilarityResponse", "router"]
 
@@ -22,6 +22,7 @@ class SimilarityRequest(BaseModel):
 
     queries: list[Text] = Field(min_length=1)
     candidates: list[Text] = Field(min_length=1)
+    model: ModelName = None
 
 
 class SimilarityResponse(BaseModel):
@@ -41,10 +42,10 @@ class SimilarityResponse(BaseModel):
 async def similarity(request: Request, services: ServicesDep) -> SimilarityResponse:
     """Cosines of every query with every candidate; each is a text or an image (data URL)."""
     body = await parse_body(request, SimilarityRequest)
-    settings, embedder = services.settings, services.embedder
+    settings, embedder = services.settings, services.embedder(body.model)
     inputs = [*body.queries, *body.candidates]
     refuse_more_than(settings.max_images, len(inputs), "inputs")
-    longest = max((len(text) for text in inputs if not is_image_url(text)), default=0)
+    longest = max((len(text) for text in inputs if not is_image(text)), default=0)
     refuse_more_than(settings.max_text_characters, longest, "characters")
     queries, candidates = await asyncio.gather(
         embedder.mixed_rows(body.queries, field="queries"),

@@ -8,23 +8,27 @@ from fastapi import Depends, Request
 from serving.errors import BadInputError
 from serving.metrics import Metrics
 from serving.services.embedding import Embedder
+from serving.services.label_sets import LabelSets
+from serving.services.registry import Registry
 from serving.services.retrieval import Retriever
 from serving.settings import ServingSettings
-from vlm.inference.runtimes import Figures
 
 __all__ = ["Services", "ServicesDep", "refuse_more_than"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """One model and its collection."""
+    """The models, and the collection of the one that the server started with."""
 
     settings: ServingSettings
-    embedder: Embedder
+    registry: Registry
     retriever: Retriever
+    label_sets: LabelSets
     metrics: Metrics
-    figures: tuple[Figures, ...] = ()
-    """Of the runtimes that were considered, the fastest first."""
+
+    def embedder(self, name: str | None = None) -> Embedder:
+        """The model that a request names, or the default one; NotFoundError if there is none."""
+        return self.registry.get(name).embedder
 
 
 def _services(request: Request) -> Services:

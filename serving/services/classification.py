@@ -1,23 +1,55 @@
-"""Zero-shot classification of images among labels."""
+"""Zero-shot classification of images among classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
 from serving.errors import BadInputError
 from serving.services.embedding import Embedder
+from serving.services.fetching import RemoteImage
 from vlm.inference import (
+    BundleInfo,
     exclusive_probabilities,
     fill_templates,
     independent_probabilities,
     normalised,
 )
 
-__all__ = ["Mode", "Prediction", "classify"]
+__all__ = [
+    "NAMED_TEMPLATES",
+    "Classes",
+    "Mode",
+    "Prediction",
+    "Verdict",
+    "check_mode",
+    "classify",
+    "described_classes",
+    "expanded",
+    "probabilities",
+    "prompts_of",
+]
 
 Mode = Literal["exclusive", "independent"]
+
+NAMED_TEMPLATES: Final[Mapping[str, Sequence[str]]] = {
+    "plain": ("{}",),
+    "photo": ("a photo of a {}", "a cropped photo of a {}", "a good photo of a {}", "a {}"),
+    "drawing": ("a drawing of a {}", "an icon of a {}", "an emoji of a {}", "a {}"),
+}
+"""What a template may be besides a text with `{}`: the name of several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """What images are classified among."""
+
+    labels: Sequence[str]
+    rows: np.ndarray
+    """Unit rows, [class dim]."""
+    temperature: float = 1.0
+    """Logits are divided by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,59 +62,113 @@ class Prediction:
     """Cosine similarity, -1 to 1."""
 
 
-async def classify(
-    embedder: Embedder,
-    images: Sequence[bytes],
-    labels: Sequence[str],
-    *,
-    templates: Sequence[str],
-    mode: Mode,
-    top_k: int,
-) -> list[list[Prediction]]:
-    """For each image its most probable labels, best first, equal ones in the order given.
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What one image shows."""
+
+    predictions: list[Prediction]
+    """Most probable first, equal ones in the order given."""
+    none_of_these: bool | None
+    """Whether no class is probable enough; None where no threshold was given."""
+
+
+async def described_classes(
+    embedder: Embedder, labels: Sequence[str], templates: Sequence[str]
+) -> Classes:
+    """Classes that are given by words alone.
 
     Args:
         embedder: The model.
-        images: Image files.
         labels: At least one.
-        templates: Prompts with `{}` where the label goes; their embeddings are averaged.
+        templates: Prompts with `{}` where the label goes, or names of `NAMED_TEMPLATES`; the
+            embeddings of all are averaged.
+
+    Raises:
+        BadInputError: If a template is neither.
+    """
+    prompts = [prompts_of(label, templates) for label in labels]
+    rows = await embedder.text_rows([prompt for some in prompts for prompt in some])
+    means = rows.reshape(len(labels), len(prompts[0]), -1).mean(axis=1)
+    return Classes(labels=labels, rows=normalised(means))
+
+
+async def classify(
+    embedder: Embedder,
+    images: Sequence[bytes | RemoteImage],
+    classes: Classes,
+    *,
+    mode: Mode,
+    top_k: int,
+    none_threshold: float | None = None,
+) -> list[Verdict]:
+    """What each image shows.
+
+    Args:
+        embedder: The model whose rows the classes are.
+        images: Image files.
+        classes: At least one.
         mode: `exclusive` if exactly one label holds (softmax), `independent` if any number may
             (sigmoid with the model's own bias).
         top_k: Most labels an image.
+        none_threshold: If the largest probability is below, none of the classes is shown.
 
     Raises:
-        BadInputError: If an image cannot be decoded, a template lacks `{}`, or `independent` is
-            asked of a model that has no bias.
+        BadInputError: If an image cannot be decoded, or `independent` is asked of a model that has
+            no bias.
     """
-    info = embedder.info
+    check_mode(mode, embedder.info)
+    files = {f"images.{number}": image for number, image in enumerate(images)}
+    cosines = await embedder.image_rows(await embedder.prepare(files)) @ classes.rows.T
+    table = probabilities(cosines, embedder.info, mode, classes.temperature)
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :top_k]
+    return [
+        Verdict(
+            predictions=[
+                Prediction(
+                    label=classes.labels[column],
+                    probability=float(table[row, column]),
+                    score=float(cosines[row, column]),
+                )
+                for column in columns.tolist()
+            ],
+            none_of_these=None
+            if none_threshold is None
+            else bool(table[row].max() < none_threshold),
+        )
+        for row, columns in enumerate(order)
+    ]
+
+
+def check_mode(mode: Mode, info: BundleInfo) -> None:
+    """Raise BadInputError where a model cannot answer in a mode."""
     if mode == "independent" and info.logit_bias is None:
         message = (
             "mode independent needs a model trained with a sigmoid loss, and this one has no "
             "logit bias; use mode exclusive"
         )
         raise BadInputError(message)
+
+
+def probabilities(
+    cosines: np.ndarray, info: BundleInfo, mode: Mode, temperature: float = 1.0
+) -> np.ndarray:
+    """Of each image (row) and class (column), with the model's own scale and bias."""
+    scale = info.logit_scale / temperature
+    if mode == "independent" and info.logit_bias is not None:
+        return independent_probabilities(cosines, scale, info.logit_bias / temperature)
+    return exclusive_probabilities(cosines, scale)
+
+
+def prompts_of(label: str, templates: Sequence[str]) -> list[str]:
+    """The prompts of one label; BadInputError if a template is neither known nor has `{}`."""
     try:
-        prompts = [prompt for label in labels for prompt in fill_templates(label, templates)]
+        return fill_templates(label, expanded(templates))
     except ValueError as error:
-        raise BadInputError(str(error)) from error
-    files = {f"images.{number}": image for number, image in enumerate(images)}
-    image_rows = await embedder.image_rows(await embedder.prepare(files))
-    prompt_rows = await embedder.text_rows(prompts)
-    class_rows = normalised(prompt_rows.reshape(len(labels), len(templates), -1).mean(axis=1))
-    cosines = image_rows @ class_rows.T
-    if info.logit_bias is not None and mode == "independent":
-        probabilities = independent_probabilities(cosines, info.logit_scale, info.logit_bias)
-    else:
-        probabilities = exclusive_probabilities(cosines, info.logit_scale)
-    order = np.argsort(-cosines, axis=1, kind="stable")[:, :top_k]
-    return [
-        [
-            Prediction(
-                label=labels[column],
-                probability=float(probabilities[row, column]),
-                score=float(cosines[row, column]),
-            )
-            for column in columns.tolist()
-        ]
-        for row, columns in enumerate(order)
-    ]
+        known = ", ".join(NAMED_TEMPLATES)
+        message = f"{error}, and is not the name of some: {known}"
+        raise BadInputError(message) from error
+
+
+def expanded(templates: Sequence[str]) -> list[str]:
+    """Names of `NAMED_TEMPLATES` replaced by what they stand for."""
+    return [text for name in templates for text in NAMED_TEMPLATES.get(name, (name,))]

@@ -2,35 +2,45 @@
 
 import asyncio
 import base64
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from serving.batching import MicroBatcher
+from serving.caching import RowCache
 from serving.errors import BadInputError
 from serving.metrics import Metrics
+from serving.services.fetching import Fetcher, RemoteImage
+from serving.services.workers import Workers
 from serving.settings import ServingSettings
+from serving.tracing import stage
 from vlm.errors import DataError
 from vlm.inference import BundleInfo, Encoder
-from vlm.preprocess import Pixels, build_tokenizer, decode_image
+from vlm.preprocess import Pixels, decode_image
 
-__all__ = ["Embedder", "Picture", "is_image_url", "make_thumbnail"]
+__all__ = ["Embedder", "Picture", "is_image", "make_thumbnail"]
 
 _THUMBNAIL_SIDE = 128
+_TOKENIZED_AT_ONCE = 4000
+"""Characters that take less time than a thread needs to begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """What is kept of an image file: the model's small input, never the full decoded image."""
 
-    pixels: np.ndarray
-    """uint8 [channel height width]."""
-    thumbnail: bytes | None
+    pixels: np.ndarray | None
+    """uint8 [channel height width]; None where the row is known."""
+    thumbnail: bytes | None = None
     """A small WebP, where one was asked for."""
+    row: np.ndarray | None = None
+    """The embedding, if it was computed before."""
+    digest: str = ""
+    """SHA-256 of the file."""
 
 
 class Embedder:
@@ -40,18 +50,28 @@ class Embedder:
         encoder: The bundle's two towers.
         settings: Limits and pool sizes.
         metrics: Where sizes and times are told.
+        workers: The threads of the server.
+        cache: Rows computed before; by default none are kept.
     """
 
     def __init__(
-        self, encoder: Encoder, settings: ServingSettings, metrics: Metrics | None = None
+        self,
+        encoder: Encoder,
+        settings: ServingSettings,
+        metrics: Metrics,
+        *,
+        workers: Workers,
+        cache: RowCache | None = None,
     ) -> None:
         self._encoder = encoder
-        metrics = Metrics() if metrics is None else metrics
+        self._cache = RowCache(0, metrics) if cache is None else cache
+        self._cache_name = f"{encoder.fingerprint}/{encoder.runtime}"
+        remote = settings.remote_images
+        self._fetcher = None if remote is None else Fetcher(remote)
         self._decode_seconds = metrics.stages.labels("decode")
-        self._tokenize = build_tokenizer(encoder.info.tokenizer)
         self._max_pixels = settings.max_image_pixels
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._decoders = workers.decoders
+        self._device = workers.device
         self._check: asyncio.Future[None] | None = None
         self._images: MicroBatcher[np.ndarray] = MicroBatcher(
             lambda pixels: encoder.encode_pixels(np.stack(pixels)),
@@ -61,11 +81,12 @@ class Embedder:
             tower="image",
             metrics=metrics,
         )
-        self._texts: MicroBatcher[str] = MicroBatcher(
-            encoder.encode_texts,
+        self._texts: MicroBatcher[np.ndarray] = MicroBatcher(
+            lambda rows: encoder.encode_token_ids(_padded(rows)),
             executor=self._device,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
+            cost=_length_class,
             tower="text",
             metrics=metrics,
         )
@@ -80,40 +101,68 @@ class Embedder:
         return self._encoder.info
 
     async def prepare(
-        self, files: Mapping[str, bytes | str], *, thumbnails: bool = False
+        self,
+        files: Mapping[str, bytes | str | RemoteImage],
+        *,
+        thumbnails: bool = False,
+        pixels: bool = False,
     ) -> list[Picture]:
         """Decode and resize image files in the pool.
 
         Args:
-            files: The bytes of a file, or its data URL, by the name of the field it came in.
+            files: The bytes of a file, its data URL, or where it is to be fetched, by the name of
+                the field it came in.
             thumbnails: Whether to make those as well.
+            pixels: Whether they are needed even where the row is known.
 
         Raises:
-            BadInputError: If one is no image or too large; the message names the field.
+            BadInputError: If one is no image, too large, or cannot be fetched; the message names
+                the field.
         """
+        if not files:
+            return []
         loop = asyncio.get_running_loop()
+        local = await asyncio.gather(*(self._local(field, file) for field, file in files.items()))
         tasks = [
-            loop.run_in_executor(self._decoders, self._prepare_one, field, data, thumbnails)
-            for field, data in files.items()
+            loop.run_in_executor(self._decoders, self._prepare_one, field, data, thumbnails, pixels)
+            for field, data in zip(files, local, strict=True)
         ]
-        return list(await asyncio.gather(*tasks))
+        with stage("decode", files=len(files)):
+            return list(await asyncio.gather(*tasks))
 
     async def image_rows(self, pictures: Sequence[Picture]) -> np.ndarray:
         """Unit float32 rows of prepared images."""
-        if not pictures:
-            return np.empty((0, self.info.dim), np.float32)
-        return await self._images.rows([picture.pixels for picture in pictures])
+        rows = [picture.row for picture in pictures]
+        missing = [n for n, row in enumerate(rows) if row is None]
+        if missing:
+            pixels = [pictures[n].pixels for n in missing]
+            with stage("image", items=len(missing)):
+                found = await self._images.rows([p for p in pixels if p is not None])
+            for n, row in zip(missing, found, strict=True):
+                rows[n] = row
+                if self._cache.enabled:
+                    self._cache.put(self._cache_name, "image", pictures[n].digest, row)
+        return self._stacked(rows)
 
     async def text_rows(self, texts: Sequence[str]) -> np.ndarray:
         """Unit float32 rows of texts; equal texts are embedded once."""
-        if not texts:
-            return np.empty((0, self.info.dim), np.float32)
-        distinct = list(dict.fromkeys(texts))
-        rows = dict(zip(distinct, await self._texts.rows(distinct), strict=True))
-        return np.stack([rows[text] for text in texts])
+        rows: dict[str, np.ndarray | None] = dict.fromkeys(texts)
+        if self._cache.enabled:
+            rows = {text: self._cache.get(self._cache_name, "text", text) for text in rows}
+        missing = [text for text, row in rows.items() if row is None]
+        if missing:
+            with stage("text", items=len(missing)):
+                found = await self._texts.rows(await self._token_ids(missing))
+            for text, row in zip(missing, found, strict=True):
+                rows[text] = row
+                if self._cache.enabled:
+                    self._cache.put(self._cache_name, "text", text, row)
+        return self._stacked([rows[text] for text in texts])
 
-    async def mixed_rows(self, inputs: Sequence[str], *, field: str = "input") -> np.ndarray:
-        """Unit rows of texts and of images given as `data:image/…;base64,` URLs, in order.
+    async def mixed_rows(
+        self, inputs: Sequence[str | RemoteImage], *, field: str = "input"
+    ) -> np.ndarray:
+        """Unit rows of texts and of images, given as `data:image/…;base64,` or remote, in order.
 
         Args:
             inputs: At least one.
@@ -122,23 +171,21 @@ class Embedder:
         Raises:
             BadInputError: If a data URL is not base64 or not an image.
         """
-        is_image = np.array([is_image_url(text) for text in inputs])
-        files = {f"{field}.{n}": t for n, t in enumerate(inputs) if is_image[n]}
-        texts = [text for text, image in zip(inputs, is_image, strict=True) if not image]
+        images = np.array([is_image(entry) for entry in inputs])
+        files = {f"{field}.{n}": entry for n, entry in enumerate(inputs) if images[n]}
+        texts = [
+            e for e, image in zip(inputs, images, strict=True) if isinstance(e, str) and not image
+        ]
         pictures = await self.prepare(files)
         rows = np.empty((len(inputs), self.info.dim), np.float32)
-        rows[is_image], rows[~is_image] = await asyncio.gather(
+        rows[images], rows[~images] = await asyncio.gather(
             self.image_rows(pictures), self.text_rows(texts)
         )
         return rows
 
     async def count_tokens(self, texts: Sequence[str]) -> int:
         """Tokens that the model reads of these texts, start and end marks included."""
-        if not texts:
-            return 0
-        loop = asyncio.get_running_loop()
-        token_ids = await loop.run_in_executor(self._decoders, self._tokenize, list(texts))
-        return int((token_ids != 0).sum())
+        return sum(map(len, await self._token_ids(texts)))
 
     async def check(self, *, seconds: float | None) -> None:
         """Run both towers on something small, ahead of the queues: a busy model is a sound one.
@@ -153,18 +200,46 @@ class Embedder:
         async with asyncio.timeout(seconds):
             await asyncio.shield(self._check)
 
-    def close(self) -> None:
-        """Finish what is running and end the threads."""
-        self._decoders.shutdown()
-        self._device.shutdown()
+    async def _local(self, field: str, file: bytes | str | RemoteImage) -> bytes | str:
+        if not isinstance(file, RemoteImage):
+            return file
+        if self._fetcher is None:
+            message = f"{field}: this server fetches no images; send the file itself"
+            raise BadInputError(message)
+        with stage("fetch"):
+            return await self._fetcher.fetch(field, file.url)
 
-    def _prepare_one(self, field: str, data: bytes | str, with_thumbnail: bool) -> Picture:
+    async def _token_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Of each text its token ids without padding."""
+        if sum(map(len, texts)) <= _TOKENIZED_AT_ONCE:
+            return self._tokenized(texts)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, self._tokenized, texts)
+
+    def _tokenized(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [row[row != 0] for row in self._encoder.tokenize(texts)] if texts else []
+
+    def _stacked(self, rows: Sequence[np.ndarray | None]) -> np.ndarray:
+        known = [row for row in rows if row is not None]
+        return np.stack(known) if known else np.empty((0, self.info.dim), np.float32)
+
+    def _prepare_one(
+        self, field: str, data: bytes | str, with_thumbnail: bool, with_pixels: bool
+    ) -> Picture:
         with self._decode_seconds.time():
-            return self._picture(field, data, with_thumbnail)
+            return self._picture(field, data, with_thumbnail, with_pixels)
 
-    def _picture(self, field: str, data: bytes | str, with_thumbnail: bool) -> Picture:
+    def _picture(
+        self, field: str, data: bytes | str, with_thumbnail: bool, with_pixels: bool
+    ) -> Picture:
+        digest = ""
         try:
             file = _data_url_bytes(data) if isinstance(data, str) else data
+            if self._cache.enabled and not with_pixels:
+                digest = hashlib.sha256(file).hexdigest()
+                row = self._cache.get(self._cache_name, "image", digest)
+                if row is not None and not with_thumbnail:
+                    return Picture(pixels=None, row=row, digest=digest)
             image = decode_image(
                 file,
                 max_pixels=self._max_pixels,
@@ -176,6 +251,7 @@ class Embedder:
         return Picture(
             pixels=self._encoder.prepare_image(image),
             thumbnail=make_thumbnail(image) if with_thumbnail else None,
+            digest=digest,
         )
 
     def _run_both_towers(self) -> None:
@@ -186,9 +262,22 @@ class Embedder:
             raise RuntimeError(message)
 
 
-def is_image_url(text: str) -> bool:
+def _length_class(token_ids: np.ndarray) -> int:
+    """Texts of up to 8, 16, 32, … tokens go together: short ones do not pay for long ones."""
+    return max(3, (len(token_ids) - 1).bit_length())
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Token ids side by side, 0 behind the shorter ones; int64 [batch longest]."""
+    padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
+def is_image(entry: str | RemoteImage) -> bool:
     """Whether an input is to be read as an image; anything else is a text."""
-    return text.startswith("data:image/")
+    return isinstance(entry, RemoteImage) or entry.startswith("data:image/")
 
 
 def _data_url_bytes(text: str) -> bytes:

@@ -13,7 +13,7 @@ from vlm.errors import DataError
 from vlm.inference import Encoder
 from vlm.preprocess import decode_image
 
-__all__ = ["Pair", "index_pairs"]
+__all__ = ["Pair", "index_items", "index_pairs"]
 
 _CHUNK = 256
 
@@ -55,6 +55,23 @@ def index_pairs(
         fresh = [pair for pair in chunk if pair.id not in known]
         if fresh:
             store.upsert(_items(encoder, fresh))
+        stored, skipped = stored + len(fresh), skipped + len(chunk) - len(fresh)
+        progress(stored, skipped)
+    if stored:
+        store.optimize()
+    return stored, skipped
+
+
+def index_items(
+    store: Store, items: Iterable[Item], *, progress: Callable[[int, int], None]
+) -> tuple[int, int]:
+    """Store what was embedded before; as `index_pairs` in everything else."""
+    stored = skipped = 0
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, _CHUNK)):
+        known = store.existing([item.id for item in chunk])
+        fresh = [item for item in chunk if item.id not in known]
+        store.upsert(fresh)
         stored, skipped = stored + len(fresh), skipped + len(chunk) - len(fresh)
         progress(stored, skipped)
     if stored:

@@ -10,6 +10,7 @@ import numpy as np
 
 from serving.errors import BadInputError, NotFoundError
 from serving.services.embedding import Embedder
+from serving.services.fetching import RemoteImage
 from serving.stores import Hit, Item, Store
 
 __all__ = ["NewItem", "Retriever"]
@@ -37,7 +38,7 @@ class Retriever:
         self,
         *,
         text: str | None = None,
-        image: bytes | None = None,
+        image: bytes | RemoteImage | None = None,
         item_id: str | None = None,
         limit: int,
         where: Mapping[str, Any],
@@ -113,7 +114,7 @@ class Retriever:
         return await asyncio.to_thread(self._store.count)
 
     async def _query_vector(
-        self, text: str | None, image: bytes | None, item_id: str | None
+        self, text: str | None, image: bytes | RemoteImage | None, item_id: str | None
     ) -> np.ndarray:
         if text is not None:
             return (await self._embedder.text_rows([text]))[0]

@@ -41,7 +41,7 @@ def test_a_poisoned_model_is_not_ready_and_a_healed_one_is(
 def _encoder(client: TestClient) -> Encoder:
     app = client.app
     assert isinstance(app, FastAPI)
-    encoder: Encoder = app.state.services.embedder._encoder
+    encoder: Encoder = app.state.services.embedder()._encoder
     return encoder
 
 
@@ -64,20 +64,20 @@ def test_a_stuck_model_is_not_ready_and_a_full_queue_answers_503(
             bundle=bundle, index=tmp_path, max_waiting=1, max_batch=1, ready_seconds=0.05
         )
         async with application(config) as (app, client):
-            encoder: Encoder = app.state.services.embedder._encoder
+            batcher = app.state.services.embedder()._texts
             gate, entered = threading.Event(), threading.Event()
-            encode = encoder.encode_texts
+            encode = batcher._encode
 
-            def gated(texts: Sequence[str]) -> np.ndarray:
+            def gated(token_ids: Sequence[np.ndarray]) -> np.ndarray:
                 entered.set()
                 assert gate.wait(60)
-                return encode(texts)
+                return np.asarray(encode(token_ids))
 
-            monkeypatch.setattr(app.state.services.embedder._texts, "_encode", gated)
+            monkeypatch.setattr(batcher, "_encode", gated)
             running = asyncio.create_task(client.post("/v1/embeddings", json={"input": "a"}))
             await asyncio.to_thread(entered.wait, 60)
             waiting = asyncio.create_task(client.post("/v1/embeddings", json={"input": "b"}))
-            while not app.state.services.embedder._texts._waiting:
+            while not batcher.waiting:
                 await asyncio.sleep(0.001)
             refused = await client.post("/v1/embeddings", json={"input": "c"})
             assert "too many requests" in problem(refused, 503)
@@ -96,11 +96,11 @@ def test_concurrent_requests_share_forward_passes_and_keep_their_own_answers(
     async def scenario() -> None:
         async with application(ServingSettings(bundle=bundle, index=tmp_path)) as (app, client):
             texts = [f"text number {n}" for n in range(40)]
-            batcher = app.state.services.embedder._texts
+            batcher = app.state.services.embedder()._texts
             sizes: list[int] = []
             encode = batcher._encode
 
-            def counted(items: Sequence[str]) -> np.ndarray:
+            def counted(items: Sequence[np.ndarray]) -> np.ndarray:
                 sizes.append(len(items))
                 return np.asarray(encode(items))
 

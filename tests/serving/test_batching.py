@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from serving.batching import MicroBatcher
+from serving.context import CLIENT
 from serving.errors import OverloadedError
 
 
@@ -142,5 +143,50 @@ def test_a_model_that_loses_rows_is_an_error_and_not_a_wait_for_ever() -> None:
         )
         with pytest.raises(RuntimeError, match="1 rows for 2 items"):
             await asyncio.wait_for(batcher.rows([1, 2]), timeout=30)
+
+    asyncio.run(scenario())
+
+
+def test_clients_take_turns_however_much_one_asks_for() -> None:
+    async def ask(batcher: MicroBatcher[int], client: str, items: list[int]) -> None:
+        CLIENT.set(client)
+        await batcher.rows(items)
+
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        batcher = batcher_of(encode, max_waiting=100)
+        running = asyncio.create_task(ask(batcher, "greedy", [0]))
+        await a_batch_runs(encode)
+        tasks = [
+            asyncio.create_task(ask(batcher, client, items))
+            for client, items in (("greedy", list(range(1, 8))), ("b", [20, 21]), ("c", [30]))
+        ]
+        await asyncio.sleep(0)
+        encode.gate.set()
+        await asyncio.gather(running, *tasks)
+        assert encode.batches == [[0], [1, 20, 30, 2], [21, 3, 4, 5], [6, 7]]
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_holds_items_of_like_cost_and_nobody_waits_for_ever() -> None:
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        batcher: MicroBatcher[int] = MicroBatcher(
+            encode,
+            executor=ThreadPoolExecutor(1),
+            max_batch=4,
+            max_waiting=100,
+            cost=lambda item: item // 100,
+        )
+        running = asyncio.create_task(batcher.rows([0]))
+        await a_batch_runs(encode)
+        mixed = asyncio.create_task(batcher.rows([1, 100, 2, 101, 3]))
+        await asyncio.sleep(0)
+        encode.gate.set()
+        assert (await mixed)[:, 0].tolist() == [2, 200, 4, 202, 6]
+        await running
+        assert encode.batches == [[0], [1, 2, 3], [100, 101]]
+        assert batcher.waiting == 0
 
     asyncio.run(scenario())

@@ -1,5 +1,7 @@
+import asyncio
 import base64
 import hashlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +9,14 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
 
+from serving.access import Access, scope_of
+from serving.exchange import Refusal
+from serving.logs import configure_logging
+from serving.metrics import Metrics
 from serving.security import GuardMiddleware
 from serving.settings import ServingSettings
 
@@ -31,6 +39,11 @@ def guarded(**more: object) -> TestClient:
         except Exception as error:
             raise HTTPException(400, "parsing failed") from error
         return "read"
+
+    @app.post("/sleep")
+    async def sleep(request: Request) -> None:
+        await request.body()
+        await asyncio.sleep(60)
 
     @app.get("/broken")
     async def broken() -> None:
@@ -156,3 +169,166 @@ def test_on_loopback_a_name_that_was_bound_to_it_elsewhere_is_refused(
 def test_a_server_of_a_network_answers_to_any_name_and_probes_need_none(tmp_path: Path) -> None:
     assert guarded(host="0.0.0.0").post("/count", headers={"host": "a.b"}).status_code == 200
     assert guarded().get("/healthz", headers={"host": "10.0.0.7"}).status_code == 200
+
+
+def test_no_client_waits_longer_than_it_asked_for_and_none_longer_than_is_allowed() -> None:
+    for settings, header in (({}, "0.05"), ({"request_seconds": 0.05}, "60")):
+        answer = guarded(**settings).post("/sleep", headers={"x-request-timeout": header})
+        assert answer.status_code == 504
+        assert "not answered within 0.05 seconds" in answer.json()["detail"]
+    assert guarded(request_seconds=0.05).post("/sleep").status_code == 504
+    for wrong in ("0", "-1", "nan", "soon", ""):
+        answer = guarded().post("/sleep", headers={"x-request-timeout": wrong})
+        assert answer.status_code == 400
+        assert "a number over 0" in answer.json()["detail"]
+
+
+def test_a_client_that_hangs_up_ends_what_was_done_for_it() -> None:
+    ended = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert not (await receive())["more_body"]
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    async def scenario() -> None:
+        hung_up = asyncio.Event()
+        messages: list[Message] = [{"type": "http.request", "body": b"x", "more_body": False}]
+
+        async def receive() -> Message:
+            if messages:
+                return messages.pop()
+            await hung_up.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        sent: list[Message] = []
+        metrics = Metrics()
+        guard = GuardMiddleware(app, ServingSettings(), metrics)
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/x",
+            "headers": [(b"host", b"localhost")],
+        }
+        task = asyncio.create_task(guard(scope, receive, send))
+        await asyncio.sleep(0.01)
+        assert not ended.is_set()
+        hung_up.set()
+        await asyncio.wait_for(task, 30)
+        assert ended.is_set()
+        assert sent[0]["status"] == 499
+        assert guard._limits.held_bytes == 0
+
+    asyncio.run(scenario())
+
+
+def keyed(**more: object) -> TestClient:
+    keys = [
+        {"name": "asks", "sha256": sha("r"), "requests_per_minute": 60, "burst": 2},
+        {"name": "writes", "sha256": sha("w"), "scopes": ["read", "write"]},
+        {"name": "rules", "sha256": sha("a"), "scopes": ["admin"]},
+    ]
+    return guarded(keys=keys, api_key_sha256=[DIGEST], **more)
+
+
+def sha(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "scope"),
+    [
+        ("GET", "/metrics", "read"),
+        ("POST", "/v1/classify", "read"),
+        ("POST", "/v1/caption", "read"),
+        ("POST", "/v2/models/x/infer", "read"),
+        ("POST", "/v1/items", "write"),
+        ("DELETE", "/v1/items/v1/models/x", "write"),
+        ("PUT", "/v1/label-sets/x", "write"),
+        ("POST", "/v1/label-sets/x/calibrate", "write"),
+        ("POST", "/v1/models/x/load", "admin"),
+        ("POST", "/v1/models/x/unload", "admin"),
+        ("POST", "/v1/models/x/anything", "admin"),
+        ("POST", "/v1/classify/", "write"),
+    ],
+)
+def test_each_route_asks_for_one_scope(method: str, path: str, scope: str) -> None:
+    assert scope_of(method, path) == scope
+
+
+def test_a_key_does_what_its_scopes_say_and_no_more() -> None:
+    client = keyed()
+
+    def ask(path: str, key: str) -> int:
+        return client.post(path, headers={"authorization": f"Bearer {key}"}).status_code
+
+    assert [ask("/count", key) for key in ("r", "w", "a", KEY)] == [403, 200, 403, 200]
+    assert [ask("/v1/classify", key) for key in ("w", "a", KEY)] == [404, 403, 404]
+    assert [ask("/v1/models/x/load", key) for key in ("w", KEY, "a")] == [403, 403, 404]
+    answer = client.post("/count", headers={"authorization": "Bearer r"})
+    assert answer.json()["detail"] == "this needs a key of scope write; yours has read"
+
+
+def test_over_its_rate_a_key_is_told_when_to_come_back() -> None:
+    now = [100.0]
+    settings = ServingSettings.model_validate(
+        {"keys": [{"name": "k", "sha256": sha("k"), "requests_per_minute": 30, "burst": 3}]}
+    )
+    access = Access(settings, clock=lambda: now[0])
+    headers = Headers({"authorization": "Bearer k"})
+
+    def refusal() -> Refusal | None:
+        return access.refusal("GET", "/v1/models", headers)
+
+    assert [refusal() for _ in range(3)] == [None] * 3
+    refused = refusal()
+    assert refused is not None
+    assert (refused.status, refused.headers["retry-after"]) == (429, "2")
+    assert "over 30 requests a minute" in refused.detail
+    now[0] += 2
+    assert refusal() is None
+    assert refusal() is not None
+    now[0] += 3600
+    assert [refusal() is None for _ in range(4)] == [True] * 3 + [False]
+    assert access.name(headers) == "k"
+    answer = [keyed().get("/healthz", headers={"authorization": "Bearer r"}) for _ in range(5)]
+    assert {a.status_code for a in answer} == {200}
+
+
+def test_without_keys_only_this_machine_may_change_models() -> None:
+    assert guarded().post("/v1/models/x/load").status_code == 404
+    answer = guarded(host="0.0.0.0").post("/v1/models/x/load")
+    assert answer.status_code == 403
+    assert "no keys" in answer.json()["detail"]
+
+
+def test_requests_are_logged_as_json_without_payload_or_key(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        configure_logging("json")
+        client = keyed(access_log=True)
+        answer = client.post(
+            "/count?q=secret", content=b"secret", headers={"authorization": "Bearer w"}
+        )
+        client.get("/broken", headers={"authorization": "Bearer w"})
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    asked = [line for line in lines if line["event"] == "request"]
+    assert asked[0]["request_id"] == answer.headers["x-request-id"]
+    assert {k: asked[0][k] for k in ("method", "route", "status", "client", "level")} == {
+        "method": "POST", "route": "/count", "status": 200, "client": "writes", "level": "info",
+    }  # fmt: skip
+    assert "secret" not in json.dumps(asked)
+    (defect,) = [line for line in lines if line["event"] == "defect"]
+    assert "hunter2" in defect["exception"]
+    assert asked[1]["request_id"] == defect["request_id"]

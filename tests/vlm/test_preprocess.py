@@ -206,3 +206,12 @@ def test_many_odd_words_do_not_grow_the_memory_without_end(
     assert torch.equal(tokenize(captions), REFERENCE(captions))
     remembered = tokenize.args[1]  # type: ignore[attr-defined]  # of the partial that it is
     assert len(remembered) <= 10
+
+
+def test_trimming_cuts_no_end_mark_of_a_caption_with_the_token_0_inside() -> None:
+    ids = build_tokenizer(TokenizerConfig(context_length=12))(["wow !\u2605", "wow"])
+    (length,) = [row.tolist().index(49407) + 1 for row in ids[:1]]
+    assert 0 in ids[0, :length].tolist()
+    assert torch.equal(trim_padding(ids), ids[:, :length])
+    assert trim_padding(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 1)
+    assert trim_padding(torch.zeros(0, 5, dtype=torch.int64)).shape == (0, 1)

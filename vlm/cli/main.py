@@ -10,11 +10,14 @@ import typer
 from rich.console import Console
 
 import vlm
+from vlm.cli.bundle import app as bundle_app
 from vlm.cli.caption import caption
 from vlm.cli.data import app as data_app
+from vlm.cli.embed import embed
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
 from vlm.cli.index import index
+from vlm.cli.runs import runs
 from vlm.cli.serve import serve
 from vlm.cli.train import train
 from vlm.errors import VlmError
@@ -30,7 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
-for verb in (train, evaluate, export, caption, index, serve):
+app.add_typer(bundle_app, name="bundle")
+for verb in (train, runs, evaluate, export, caption, embed, index, serve):
     app.command()(verb)
 
 

@@ -6,11 +6,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-__all__ = ["serve"]
+__all__ = ["bundle_folder", "serve"]
 
 
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")] = Path("runs/demo/bundle"),
+    bundle: Annotated[
+        str,
+        typer.Argument(help="A bundle folder, local-dir:FOLDER, or open_clip:ARCH/TAG."),
+    ] = "runs/demo/bundle",
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings, e.g. max_batch=16")
     ] = None,
@@ -20,16 +23,20 @@ def serve(
     host: Annotated[str, typer.Option()] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
 ) -> None:
-    """Serve the page and the API of BUNDLE until Ctrl-C."""
+    """Serve the page and the API of BUNDLE until Ctrl-C.
+
+    A model of open_clip is first made a bundle, in runs/NAME/bundle.
+    """
     from serving.__main__ import run  # noqa: PLC0415 - the `serve` extra may be missing
     from serving.settings import load_settings  # noqa: PLC0415 - with it
     from vlm.inference import read_bundle_info  # noqa: PLC0415 - torch costs seconds
 
-    info = read_bundle_info(bundle)
+    folder = bundle_folder(bundle)
+    info = read_bundle_info(folder)
     settings = load_settings(
         [
-            f"bundle={bundle}",
-            f"index={index or bundle.parent / 'index'}",
+            f"bundle={folder}",
+            f"index={index or folder.parent / 'index'}",
             f"host={host}",
             f"port={port}",
             *(overrides or []),
@@ -41,3 +48,22 @@ def serve(
         highlight=False,
     )
     run(settings)
+
+
+def bundle_folder(source: str) -> Path:
+    """The folder itself, or where the bundle of an open_clip model has been made.
+
+    Raises:
+        BundleError: If the model cannot be had, or bundles cannot hold it.
+    """
+    from vlm.inference.open_clip_source import (  # noqa: PLC0415 - torch costs seconds
+        import_open_clip,
+        is_open_clip_source,
+        open_clip_name,
+    )
+
+    if not is_open_clip_source(source):
+        return Path(source)
+    folder = Path("runs") / open_clip_name(source) / "bundle"
+    import_open_clip(source, folder)
+    return folder

@@ -16,11 +16,12 @@ from vlm.distributed.sharding import (
     shard,
     whole,
 )
-from vlm.distributed.world import World, connected_world
+from vlm.distributed.world import Share, World, connected_world, share_of_work
 
 __all__ = [
     "Heartbeat",
     "Piece",
+    "Share",
     "World",
     "any_rank",
     "barrier",
@@ -30,6 +31,7 @@ __all__ = [
     "piece_of",
     "set_gradient_synchronisation",
     "shard",
+    "share_of_work",
     "sum_over_ranks",
     "sum_with_gradient",
     "watch_ranks",

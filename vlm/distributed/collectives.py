@@ -1,5 +1,8 @@
 """What ranks tell each other. Every function is the identity in a world of one."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,7 +29,8 @@ def gather_rows(rows: Tensor, world: World) -> Tensor:
     if world.size == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(world.size)]
-    dist.all_gather(parts, rows.contiguous())
+    with _counted(world):
+        dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
 
 
@@ -46,13 +50,15 @@ def gather_rows_with_gradient(rows: Tensor, world: World) -> Tensor:
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, world: World) -> Tensor:
+        ctx.world = world
         ctx.slice = slice(world.rank * len(rows), (world.rank + 1) * len(rows))
         return gather_rows(rows, world)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         total = gradients[0].contiguous()
-        dist.all_reduce(total)
+        with _counted(ctx.world):
+            dist.all_reduce(total)
         return total[ctx.slice], None
 
 
@@ -61,7 +67,8 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
     if world.size == 1:
         return values
     total = values.clone()
-    dist.all_reduce(total)
+    with _counted(world):
+        dist.all_reduce(total)
     return total
 
 
@@ -80,14 +87,17 @@ def sum_with_gradient(values: Tensor, world: World) -> Tensor:
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, world: World) -> Tensor:
+        ctx.world = world
         total = values.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        with _counted(world):
+            dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        with _counted(ctx.world):
+            dist.all_reduce(total)
         return total, None
 
 
@@ -104,3 +114,13 @@ def barrier(world: World) -> None:
     """Wait for all ranks."""
     if world.size > 1:
         dist.barrier()
+
+
+@contextmanager
+def _counted(world: World) -> Iterator[None]:
+    """Count the seconds of a collective."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        world.waited.seconds += time.monotonic() - start

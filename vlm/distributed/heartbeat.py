@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import torch.distributed as dist
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 class Heartbeat:
     """Tells others where this rank is; see `watch_ranks`."""
 
-    def __init__(self, world: World, store: dist.Store | None) -> None:
+    def __init__(self, world: World, store: Any | None) -> None:
         self._world = world
         self._store = store
         self.beats = 0

@@ -11,7 +11,14 @@ import torch.distributed as dist
 
 from vlm.errors import ConfigError
 
-__all__ = ["World", "connected_world"]
+__all__ = ["Share", "World", "connected_world", "share_of_work"]
+
+
+@dataclass
+class Waited:
+    """Seconds that this process spent in collectives; on CUDA only in those that block."""
+
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +28,8 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    waited: Waited = field(default_factory=Waited, compare=False, repr=False)
+    """Told by every collective of `vlm.distributed`."""
 
     @property
     def is_main(self) -> bool:
@@ -63,6 +72,44 @@ def connected_world(
         yield World(rank=rank, size=size, device=device)
     finally:
         dist.destroy_process_group()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """One of several processes that divide work and never speak to each other."""
+
+    index: int = 0
+    count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+def share_of_work(*, pods: int | None = None) -> Share:
+    """Which share is this process's: torchrun says so, or an Indexed Job of Kubernetes.
+
+    Reads `RANK`, `WORLD_SIZE` and `LOCAL_RANK`, else `JOB_COMPLETION_INDEX`; with none of them
+    the whole work is this process's.
+
+    Args:
+        pods: Completions of the Indexed Job, which its pods are not told.
+
+    Raises:
+        ConfigError: If the index has no count, or a wrong one, or there is no device.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if "WORLD_SIZE" in os.environ:
+        index, count = int(os.environ.get("RANK", "0")), int(os.environ["WORLD_SIZE"])
+        if pods not in (None, count):
+            message = f"{pods} pods were promised and torchrun started {count} ranks; leave it out"
+            raise ConfigError(message)
+    else:
+        index, count = int(os.environ.get("JOB_COMPLETION_INDEX", "0")), pods or 1
+        if index >= count:
+            message = (
+                f"this is pod {index} of an Indexed Job (JOB_COMPLETION_INDEX), and {count} share "
+                f"the work; say how many there are, as in the job's completions"
+            )
+            raise ConfigError(message)
+    return Share(index=index, count=count, device=_device(local_rank))
 
 
 def _device(local_rank: int) -> torch.device:

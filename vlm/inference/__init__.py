@@ -7,6 +7,7 @@ from vlm.inference.bundle import (
     load_bundle,
     read_bundle_info,
     save_bundle,
+    verify_bundle,
 )
 from vlm.inference.captioner import Captioner
 from vlm.inference.encoder import Encoder
@@ -18,6 +19,7 @@ from vlm.inference.generate import (
     Strategy,
     generate,
 )
+from vlm.inference.transfer import fetch_bundle, push_bundle
 from vlm.inference.zero_shot import (
     class_embeddings,
     exclusive_probabilities,
@@ -39,11 +41,14 @@ __all__ = [
     "Strategy",
     "class_embeddings",
     "exclusive_probabilities",
+    "fetch_bundle",
     "fill_templates",
     "generate",
     "independent_probabilities",
     "load_bundle",
     "normalised",
+    "push_bundle",
     "read_bundle_info",
     "save_bundle",
+    "verify_bundle",
 ]

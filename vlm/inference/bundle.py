@@ -5,8 +5,10 @@
                                   open_clip opens the folder
     coca_config.json              of a CoCa instead: its own configuration. open_clip cannot open
                                   such a bundle, since its CoCa is another model
+    config.json                   of a text tower of transformers: its architecture
     tokenizer_config.vlm.json     which tokenizer, and its context length
-    bpe_simple_vocab_16e6.txt.gz  the merges of the byte-pair tokenizer
+    bpe_simple_vocab_16e6.txt.gz  the merges of the byte-pair tokenizer, or
+    tokenizer.json, tokenizer_config.json  those of a tokenizer of transformers
     bundle.json                   kind of model, fingerprint, modality means, logit scale and
                                   bias, provenance, metrics
 
@@ -19,6 +21,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -30,15 +33,24 @@ from safetensors.torch import load_file, save_file
 from vlm.config import Config, validate_config
 from vlm.errors import BundleError, ConfigError
 from vlm.models import CoCa, CocaConfig, DualEncoder, Model
-from vlm.preprocess import ImageConfig, TokenizerConfig, tokenizer_vocabulary
+from vlm.preprocess import (
+    AnyTokenizerConfig,
+    HuggingFaceTokenizerConfig,
+    ImageConfig,
+    TokenizerConfig,
+    save_tokenizer,
+    tokenizer_files,
+)
 
 __all__ = [
     "Bundle",
     "BundleInfo",
     "ModalityMeans",
+    "bundle_files",
     "load_bundle",
     "read_bundle_info",
     "save_bundle",
+    "verify_bundle",
 ]
 
 FORMAT_VERSION: Final = 1
@@ -46,7 +58,7 @@ _WEIGHTS: Final = "model.safetensors"
 _OPEN_CLIP: Final = "open_clip_config.json"
 _COCA: Final = "coca_config.json"
 _TOKENIZER: Final = "tokenizer_config.vlm.json"
-_VOCABULARY: Final = "bpe_simple_vocab_16e6.txt.gz"
+_TEXT_TOWER: Final = "config.json"
 _BUNDLE: Final = "bundle.json"
 _MISFITS: Final = (ConfigError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
@@ -66,6 +78,8 @@ class BundleInfo(Config):
     name: str
     model_kind: Literal["dual_encoder", "coca"] = "dual_encoder"
     """Which of the two configuration files is there, and what the weights are named after."""
+    text_tower_file: bool = False
+    """Whether `config.json`, the text tower of transformers, is one of its files."""
     fingerprint: str
     """64 hex digits."""
     dim: int
@@ -73,7 +87,8 @@ class BundleInfo(Config):
     logit_bias: float | None = None
     modality_means: ModalityMeans | None = None
     image: ImageConfig
-    tokenizer: TokenizerConfig
+    tokenizer: AnyTokenizerConfig
+    """In the file, its source is `.`: the bundle itself."""
     provenance: dict[str, Any] = {}
     """How it was trained: resolved config, steps, samples seen, data."""
     metrics: dict[str, Any] = {}
@@ -95,7 +110,7 @@ def save_bundle(
     name: str,
     open_clip_config: dict[str, Any] | None = None,
     image: ImageConfig,
-    tokenizer: TokenizerConfig,
+    tokenizer: TokenizerConfig | HuggingFaceTokenizerConfig,
     modality_means: ModalityMeans | None = None,
     provenance: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
@@ -114,19 +129,22 @@ def save_bundle(
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         dim = _write_model(draft, model, open_clip_config, image)
-        _write_json(draft / _TOKENIZER, tokenizer.model_dump(mode="json"))
-        shutil.copyfile(tokenizer_vocabulary(tokenizer), draft / _VOCABULARY)
+        saved = save_tokenizer(tokenizer, draft)
+        _write_json(draft / _TOKENIZER, saved.model_dump(mode="json"))
+        has_text_tower_file = (draft / _TEXT_TOWER).is_file()
+        hashed = _hashed_files(_kind(model), saved, has_text_tower_file=has_text_tower_file)
         info = BundleInfo(
             format_version=FORMAT_VERSION,
             name=name,
             model_kind=_kind(model),
-            fingerprint=_fingerprint(draft, _kind(model)),
+            text_tower_file=has_text_tower_file,
+            fingerprint=_fingerprint(draft, hashed),
             dim=dim,
             logit_scale=float(model.logit_scale().item()),
             logit_bias=None if model.logit_bias is None else float(model.logit_bias.item()),
             modality_means=modality_means,
             image=image,
-            tokenizer=tokenizer,
+            tokenizer=saved,
             provenance=provenance or {},
             metrics=metrics or {},
         )
@@ -136,7 +154,7 @@ def save_bundle(
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    return info
+    return _located(info, folder)
 
 
 def read_bundle_info(folder: Path) -> BundleInfo:
@@ -159,9 +177,44 @@ def read_bundle_info(folder: Path) -> BundleInfo:
         message = f"{path}: format version {found!r}, this program reads {FORMAT_VERSION}"
         raise BundleError(message)
     try:
-        return validate_config(BundleInfo, tree, source=str(path))
+        return _located(validate_config(BundleInfo, tree, source=str(path)), folder)
     except ConfigError as error:
         raise BundleError(str(error)) from error
+
+
+def _located(info: BundleInfo, folder: Path) -> BundleInfo:
+    """The same, with a tokenizer that is found from anywhere."""
+    if isinstance(info.tokenizer, TokenizerConfig):
+        return info
+    tokenizer = info.tokenizer.model_copy(update={"source": str(folder.resolve())})
+    return info.model_copy(update={"tokenizer": tokenizer})
+
+
+def bundle_files(info: BundleInfo) -> tuple[str, ...]:
+    """Names of all files of a bundle; its description comes last."""
+    names = _hashed_files(info.model_kind, info.tokenizer, has_text_tower_file=info.text_tower_file)
+    return (*names, _BUNDLE)
+
+
+def verify_bundle(folder: Path) -> BundleInfo:
+    """Check that the files are those that the fingerprint was taken of, without loading them.
+
+    Raises:
+        BundleError: If files are missing or were altered since export.
+    """
+    info = read_bundle_info(folder)
+    try:
+        found = _fingerprint(folder, bundle_files(info)[:-1])
+    except OSError as error:
+        message = f"{folder}: incomplete, cannot read {error.filename} ({error.strerror})"
+        raise BundleError(message) from error
+    if found != info.fingerprint:
+        message = (
+            f"{folder}: altered since export. {_BUNDLE} promises fingerprint "
+            f"{info.fingerprint[:12]}, the files have {found[:12]}; copy the bundle again"
+        )
+        raise BundleError(message)
+    return info
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -170,19 +223,9 @@ def load_bundle(folder: Path) -> Bundle:
     Raises:
         BundleError: If files are missing, damaged, altered since export, or do not fit together.
     """
-    info = read_bundle_info(folder)
+    info = verify_bundle(folder)
     try:
-        found = _fingerprint(folder, info.model_kind)
-        if found != info.fingerprint:
-            message = (
-                f"{folder}: altered since export. {_BUNDLE} promises fingerprint "
-                f"{info.fingerprint[:12]}, the files have {found[:12]}; copy the bundle again"
-            )
-            raise BundleError(message)
         model = _read_model(folder, info.model_kind)
-    except OSError as error:
-        message = f"{folder}: incomplete, cannot read {error.filename} ({error.strerror})"
-        raise BundleError(message) from error
     except _MISFITS as error:
         message = f"{folder}: the files do not make a model ({error})"
         raise BundleError(message) from error
@@ -205,11 +248,31 @@ def _write_model(
             message = "the bundle of a dual encoder needs its open_clip_config"
             raise ValueError(message)
         state, file = model.open_clip_state(), _OPEN_CLIP
-        tree, dim = _open_clip_file(open_clip_config, image), open_clip_config["embed_dim"]
+        config = _write_text_tower(folder, model, open_clip_config)
+        tree = {"model_cfg": config, "preprocess_cfg": image.model_dump(mode="json")}
+        dim = config["embed_dim"]
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(plain, folder / _WEIGHTS, metadata={"format": "pt"})
     _write_json(folder / file, tree)
     return int(dim)
+
+
+def _write_text_tower(
+    folder: Path, model: DualEncoder, open_clip_config: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the configuration of a text tower of transformers, and return what names it.
+
+    A name on the hub stays, so that open_clip opens the bundle from anywhere; a folder of this
+    machine becomes the bundle itself.
+    """
+    text = dict(open_clip_config["text_cfg"])
+    if "hf_model_name" not in text:
+        return open_clip_config
+    model.text.config.save_pretrained(folder)  # type: ignore[union-attr, operator] # of transformers
+    if Path(text["hf_model_name"]).is_dir():
+        text["hf_model_name"] = "."
+    text["hf_tokenizer_name"] = text["hf_model_name"]
+    return {**open_clip_config, "text_cfg": text}
 
 
 def _read_model(folder: Path, kind: Literal["dual_encoder", "coca"]) -> Model:
@@ -220,30 +283,30 @@ def _read_model(folder: Path, kind: Literal["dual_encoder", "coca"]) -> Model:
         coca.load_state_dict(load_file(folder / _WEIGHTS))
         return coca
     tree = json.loads((folder / _OPEN_CLIP).read_text(encoding="utf-8"))["model_cfg"]
-    model = DualEncoder(_without_downloads(tree))
+    if "hf_model_name" in tree["text_cfg"]:
+        tree["text_cfg"]["hf_model_name"] = str(folder)
+    model = DualEncoder(tree)
     model.load_open_clip_state(load_file(folder / _WEIGHTS))
     return model
 
 
-def _open_clip_file(config: dict[str, Any], image: ImageConfig) -> dict[str, Any]:
-    preprocess = image.model_dump(mode="json")
-    return {"model_cfg": _without_downloads(config), "preprocess_cfg": preprocess}
-
-
-def _without_downloads(config: dict[str, Any]) -> dict[str, Any]:
-    """The same architecture, but never fetching the weights it once started from."""
-    vision = dict(config["vision_cfg"])
-    if "timm_model_pretrained" in vision:
-        vision["timm_model_pretrained"] = False
-    return {**config, "vision_cfg": vision}
-
-
-def _fingerprint(folder: Path, kind: Literal["dual_encoder", "coca"]) -> str:
+def _fingerprint(folder: Path, names: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    for name in (_WEIGHTS, _COCA if kind == "coca" else _OPEN_CLIP, _TOKENIZER, _VOCABULARY):
+    for name in names:
         with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _hashed_files(
+    kind: Literal["dual_encoder", "coca"],
+    tokenizer: TokenizerConfig | HuggingFaceTokenizerConfig,
+    *,
+    has_text_tower_file: bool,
+) -> tuple[str, ...]:
+    names = [_WEIGHTS, _COCA if kind == "coca" else _OPEN_CLIP, _TOKENIZER]
+    names += tokenizer_files(tokenizer)
+    return (*names, _TEXT_TOWER) if has_text_tower_file else tuple(names)
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 
 from vlm.inference.bundle import Bundle, BundleInfo, load_bundle
@@ -82,6 +82,14 @@ class Encoder:
     def encode_pixels(self, pixels: UInt8[np.ndarray, "batch channel height width"]) -> Embeddings:
         """Embed one batch of stacked `prepare_image` results."""
         return self._runtime.image_rows(pixels)
+
+    def tokenize(self, texts: Sequence[str]) -> Int64[np.ndarray, "batch token"]:
+        """Token ids, 0 where a text has ended; needs no model, so any thread."""
+        return self._tokenize(list(texts)).numpy()
+
+    def encode_token_ids(self, token_ids: Int64[np.ndarray, "batch token"]) -> Embeddings:
+        """Embed one batch of `tokenize` results, which may be trimmed to its longest text."""
+        return self._runtime.text_rows(token_ids)
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         """Embed captions; those beyond the context length are cut."""

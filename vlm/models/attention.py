@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Attention", "AttentionalPooler", "Block", "KeysValues", "causal_mask"]
+__all__ = ["Attention", "AttentionalPooler", "Block", "KeysValues", "causal_mask", "run_block"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,36 @@ class Block(nn.Module):
         """Keys and values of the rows to cross-attend to; for blocks with cross-attention."""
         assert self.cross_attention is not None
         return self.cross_attention.keys_values(rows)
+
+
+def run_block(
+    block: nn.Module,
+    rows: Float[Tensor, "batch position width"],
+    *,
+    mask: Bool[Tensor, "... position memory"] | None = None,
+    image: Float[Tensor, "batch place image_width"] | None = None,
+    recompute: bool,
+) -> Float[Tensor, "batch position width"]:
+    """A `Block` over whole sequences, where nobody needs its keys and values.
+
+    Args:
+        block: The block.
+        rows: All positions.
+        mask: Where they may look.
+        image: What a block with cross-attention looks at.
+        recompute: Keep nothing but what goes in, and compute the block again in backward.
+    """
+
+    def computed(rows: Tensor, image: Tensor | None) -> Tensor:
+        assert isinstance(block, Block)
+        memory = None if image is None else block.memory_of(image)
+        result: Tensor = block(rows, mask=mask, memory=memory)[0]
+        return result
+
+    if not recompute:
+        return computed(rows, image)
+    again: Tensor = checkpoint(computed, rows, image, use_reentrant=False)
+    return again
 
 
 class AttentionalPooler(nn.Module):

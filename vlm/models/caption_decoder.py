@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vlm.config import Config
-from vlm.models.attention import Block, KeysValues, causal_mask
+from vlm.models.attention import Block, KeysValues, causal_mask, run_block
 
 __all__ = ["CaptionDecoder", "CaptionDecoderConfig", "DecoderState", "real_tokens"]
 
@@ -84,7 +84,11 @@ class CaptionDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.vocabulary = nn.Parameter(torch.empty(config.vocab_size, width))
+        self._recompute = False
         self._initialise(config.unimodal_layers + config.multimodal_layers)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self._recompute = enable
 
     def _initialise(self, layers: int) -> None:
         """Normal of 0.02; what is added to the residual stream is smaller the more layers add."""
@@ -105,7 +109,7 @@ class CaptionDecoder(nn.Module):
         rows = torch.cat([rows, mark], dim=1)
         mask = _reading_mask(real_tokens(token_ids))
         for block in self.unimodal:
-            rows, _ = block(rows, mask=mask)
+            rows = run_block(block, rows, mask=mask, recompute=self._recompute and self.training)
         return self.class_norm(rows[:, -1]), rows[:, :-1]
 
     def look(
@@ -115,8 +119,9 @@ class CaptionDecoder(nn.Module):
     ) -> Float[Tensor, "batch token width"]:
         """The multimodal half over the tokens' states: what predicts the token after each."""
         mask = causal_mask(rows.shape[1], past=0, device=rows.device)
+        recompute = self._recompute and self.training
         for block in self.multimodal:
-            rows, _ = block(rows, mask=mask, memory=block.memory_of(image))  # type: ignore[operator] # nn.Module hides it
+            rows = run_block(block, rows, mask=mask, image=image, recompute=recompute)
         return self.norm(rows)
 
     def begin(self, image: Float[Tensor, "batch place image_width"]) -> DecoderState:

@@ -14,6 +14,7 @@ default, and cannot decode with a cache. So its checkpoints do not load here, no
 """
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,7 @@ from vlm.models.caption_decoder import (
     real_tokens,
 )
 from vlm.models.dual_encoder import MAX_LOG_LOGIT_SCALE
+from vlm.models.freezing import FreezeConfig, evaluate_frozen
 from vlm.models.image_tokens import TokenTower, build_image_tokens
 from vlm.types import IGNORED_TOKEN, CaptionRows, DualEncoderOutput
 
@@ -45,6 +47,8 @@ class CocaConfig(Config):
     """Width of the embeddings."""
     image: TokenTower
     text: CaptionDecoderConfig = CaptionDecoderConfig()
+    start: Path | None = None
+    """The bundle of a CoCa of the same sizes, of any resolution and context length."""
     caption_queries: int = Field(256, ge=0)
     """Rows that the decoder sees of an image; 0 shows it all of the image tower's. Never 1."""
     pooler_heads: int = Field(8, ge=1)
@@ -53,6 +57,9 @@ class CocaConfig(Config):
     """Starting logit scale, the inverse temperature."""
     init_logit_bias: float | None = None
     """Starting logit bias for sigmoid losses, -10 in SigLIP; none for softmax losses."""
+    freeze: FreezeConfig = FreezeConfig()
+    gradient_checkpointing: bool = False
+    """Compute the blocks twice rather than keep what is between them: less memory."""
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> "CocaConfig":
@@ -79,7 +86,7 @@ class CoCa(nn.Module):
         super().__init__()
         # From which the same model is built again.
         self.architecture: dict[str, Any] = {
-            "config": _without_downloads(config).model_dump(mode="json"),
+            "config": _architecture(config),
             "image_size": image_size,
             "context_length": context_length,
         }
@@ -103,6 +110,12 @@ class CoCa(nn.Module):
         self.log_logit_scale = nn.Parameter(torch.tensor([math.log(config.init_logit_scale)]))
         bias = config.init_logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
+
+    def train(self, mode: bool = True) -> "CoCa":
+        """As of any module, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        evaluate_frozen(self)
+        return self
 
     def forward(
         self,
@@ -157,6 +170,11 @@ class CoCa(nn.Module):
         """Of the next token, in float32, or float64 for a float64 model."""
         return _full(hidden) @ _full(self.text.vocabulary).T
 
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the text tower knows."""
+        return len(self.text.vocabulary)
+
     def logit_scale(self) -> Float[Tensor, "1"]:
         """The multiplier of cosines, in [1, 100]; clamped here for sharded optimizers."""
         return self.log_logit_scale.clamp(0.0, MAX_LOG_LOGIT_SCALE).exp()
@@ -166,12 +184,12 @@ class CoCa(nn.Module):
         return _unit(self.image_projection(pooled))
 
 
-def _without_downloads(config: CocaConfig) -> CocaConfig:
-    """The same architecture, but never fetching the weights it once started from."""
-    if config.image.type != "timm":
-        return config
-    image = config.image.model_copy(update={"pretrained": False})
-    return config.model_copy(update={"image": image})
+def _architecture(config: CocaConfig) -> dict[str, Any]:
+    """All that decides the modules and how they compute, but not how they are trained."""
+    tree = config.model_dump(mode="json", exclude={"start", "freeze", "gradient_checkpointing"})
+    for key in ("pretrained", "weights"):
+        tree["image"].pop(key, None)
+    return tree
 
 
 def _unit(rows: Tensor) -> Tensor:

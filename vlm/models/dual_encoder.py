@@ -11,10 +11,13 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vlm.config import Config
+from vlm.errors import ConfigError
+from vlm.models.checkpoints import find_checkpoint
+from vlm.models.freezing import FreezeConfig, evaluate_frozen
 from vlm.models.towers import ImageTower, TextTower
 from vlm.types import DualEncoderOutput
 
@@ -25,30 +28,80 @@ _PREFIXES = {"image.": "visual.", "text.": "text."}
 
 
 class DualEncoderConfig(Config):
-    """An image tower, a text tower and the width of the space they share."""
+    """An image tower, a text tower and the width of the space they share.
+
+    With `start`, a trained model goes on; it also gives the towers that are not given here.
+    """
 
     type: Literal["dual_encoder"] = "dual_encoder"
     dim: int = Field(512, ge=2)
-    """Width of the embeddings."""
-    image: ImageTower
-    text: TextTower
+    """Width of the embeddings; without towers, that of the model to start from."""
+    image: ImageTower | None = None
+    text: TextTower | None = None
+    start: str | None = None
+    """A bundle, local-dir:FOLDER, ViT-B-32/laion2b_s34b_b79k, hf-hub:NAME: `models.checkpoints`."""
     init_logit_scale: float = Field(1 / 0.07, ge=1, le=100)
-    """Starting logit scale, the inverse temperature. 30 suits Lion (method of open_clip PR 432)."""
+    """Starting logit scale, the inverse temperature. 30 suits Lion (method of open_clip PR 432).
+    A model to start from brings its own."""
     init_logit_bias: float | None = None
     """Starting logit bias for sigmoid losses, -10 in SigLIP; none for softmax losses."""
+    freeze: FreezeConfig = FreezeConfig()
+    gradient_checkpointing: bool = False
+    """Compute the towers' blocks twice rather than keep what is between them: less memory."""
+
+    @model_validator(mode="after")
+    def _towers_are_known(self) -> "DualEncoderConfig":
+        if self.start is None and (self.image is None or self.text is None):
+            missing = "image" if self.image is None else "text"
+            message = f"give the {missing} tower, or a model to start from"
+            raise ValueError(message)
+        return self
 
     def open_clip_config(self, *, image_size: int, context_length: int) -> dict[str, Any]:
-        """The `model_cfg` from which open_clip builds this very model."""
+        """The `model_cfg` from which open_clip builds this very model.
+
+        Raises:
+            ConfigError: If a checkpoint that it names cannot be found, or towers do not go
+                together.
+        """
+        given: dict[str, Any] = {}
+        if self.start is not None and (self.image is None or self.text is None):
+            given = find_checkpoint(self.start).model_config
+        vision = given["vision_cfg"] if self.image is None else self.image.open_clip_config()
+        text = given["text_cfg"] if self.text is None else self.text.open_clip_config()
         config: dict[str, Any] = {
-            "embed_dim": self.dim,
-            "vision_cfg": {"image_size": image_size, **self.image.open_clip_config()},
-            "text_cfg": {"context_length": context_length, **self.text.open_clip_config()},
+            "embed_dim": self._width(given),
+            "vision_cfg": {**vision, "image_size": image_size},
+            "text_cfg": {**text, "context_length": context_length},
             "custom_text": True,
             "init_logit_scale": math.log(self.init_logit_scale),
         }
+        if self._quick_gelu(given):
+            config["quick_gelu"] = True
         if self.init_logit_bias is not None:
             config["init_logit_bias"] = self.init_logit_bias
         return config
+
+    def _width(self, given: dict[str, Any]) -> int:
+        theirs = given.get("embed_dim", self.dim)
+        if "dim" in self.model_fields_set and theirs != self.dim:
+            message = f"model.dim={self.dim}: {self.start} has {theirs}; leave dim out"
+            raise ConfigError(message)
+        return int(theirs)
+
+    def _quick_gelu(self, given: dict[str, Any]) -> bool:
+        """open_clip has one switch for both towers."""
+        theirs = bool(given.get("quick_gelu", False))
+        wanted = {
+            theirs if tower is None else tower.quick_gelu for tower in (self.image, self.text)
+        } - {None}
+        if len(wanted) > 1:
+            message = (
+                "model: one tower computes with quick_gelu and the other without, which open_clip "
+                "cannot express; take both from models of one kind, e.g. ViT-B-32-quickgelu"
+            )
+            raise ConfigError(message)
+        return True in wanted
 
 
 class DualEncoder(nn.Module):
@@ -59,16 +112,19 @@ class DualEncoder(nn.Module):
     """
 
     def __init__(self, open_clip_config: dict[str, Any]) -> None:
-        from open_clip.model import CustomTextCLIP  # noqa: PLC0415 - seconds, only builders pay
-
         super().__init__()
-        known = {k: v for k, v in open_clip_config.items() if k != "custom_text"}
-        clip = CustomTextCLIP(**known)
+        clip = _open_clip_model(open_clip_config)
         self.image: nn.Module = clip.visual
         self.text: nn.Module = clip.text
         self.log_logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1).clone())
         bias = clip.logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(bias.detach().reshape(1).clone())
+
+    def train(self, mode: bool = True) -> "DualEncoder":
+        """As of any module, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        evaluate_frozen(self)
+        return self
 
     def forward(
         self,
@@ -103,6 +159,11 @@ class DualEncoder(nn.Module):
     def encode_text(self, token_ids: Int64[Tensor, "batch token"]) -> Float[Tensor, "batch dim"]:
         """Unit float32 embeddings of tokenized captions; trimmed padding changes nothing."""
         return F.normalize(_text_features(self.text, token_ids).float(), dim=-1)
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the text tower knows."""
+        return int(self.text.vocab_size)  # type: ignore[arg-type] # nn.Module hides it
 
     def logit_scale(self) -> Float[Tensor, "1"]:
         """The multiplier of cosines, in [1, 100].
@@ -143,6 +204,36 @@ class DualEncoder(nn.Module):
         self.load_state_dict(renamed)
 
 
+def _open_clip_model(config: dict[str, Any]) -> Any:
+    """open_clip's model, whose image tower reads images of the configured size.
+
+    Raises:
+        ConfigError: If a library or an architecture is not there, or widths do not agree.
+    """
+    from open_clip.model import CustomTextCLIP  # noqa: PLC0415 - seconds, only builders pay
+
+    vision = config["vision_cfg"]
+    try:
+        clip = CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
+    except (RuntimeError, KeyError, OSError) as error:
+        # An unknown timm model, a text encoder without its library, or of a kind not known.
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        message = f"model: the towers cannot be built ({reason})"
+        raise ConfigError(message) from error
+    if "timm_model_name" not in vision:
+        return clip
+    trunk, size = clip.visual.trunk, vision["image_size"]
+    if vision.get("timm_proj") == "none" and trunk.num_features != config["embed_dim"]:
+        message = (
+            f"model.dim={config['embed_dim']}: without a projection it must be the width of "
+            f"{vision['timm_model_name']}, {trunk.num_features}"
+        )
+        raise ConfigError(message)
+    if hasattr(trunk, "set_input_size") and trunk.default_cfg["input_size"][-1] != size:
+        clip.visual.set_input_size(size)
+    return clip
+
+
 def _text_features(tower: Any, token_ids: Int64[Tensor, "batch token"]) -> Tensor:
     """Run a text tower on token ids whose common padding may have been cut off.
 
@@ -151,6 +242,8 @@ def _text_features(tower: Any, token_ids: Int64[Tensor, "batch token"]) -> Tenso
     numbers for a fraction of the work.
     """
     length = token_ids.shape[1]
+    if hasattr(tower, "pooler"):  # of transformers: takes any length, and masks its own padding
+        return tower(token_ids)
     causal = getattr(tower, "attn_mask", None) is not None and tower.cls_emb is None
     if not causal or tower.pool_type != "argmax" or tower.use_pad_mask or tower.output_tokens:
         missing = tower.context_length - length if hasattr(tower, "context_length") else 0

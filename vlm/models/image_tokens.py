@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from vlm.models.attention import Block
+from vlm.models.attention import Block, run_block
 from vlm.models.towers import TimmTower, VisionTransformerTower
 
 __all__ = ["ImageTokens", "TokenTower", "build_image_tokens"]
@@ -55,6 +55,10 @@ class VisionTransformerTokens(nn.Module):
             for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(config.width)
+        self._recompute = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self._recompute = enable
 
     def forward(
         self, images: Float[Tensor, "batch channel height width"]
@@ -63,7 +67,7 @@ class VisionTransformerTokens(nn.Module):
         if self.training and self._patch_dropout > 0:
             rows = _some_places(rows, 1 - self._patch_dropout)
         for block in self.blocks:
-            rows, _ = block(rows)
+            rows = run_block(block, rows, recompute=self._recompute and self.training)
         return self.norm(rows)
 
 
@@ -77,9 +81,11 @@ class TimmTokens(nn.Module):
         options: dict[str, Any] = {}
         if config.drop_path is not None:
             options["drop_path_rate"] = config.drop_path
-        self.trunk = timm.create_model(
-            config.name, pretrained=config.pretrained, num_classes=0, global_pool="", **options
-        )
+        if config.patch_dropout:
+            options["patch_drop_rate"] = config.patch_dropout
+        self.trunk = timm.create_model(config.name, num_classes=0, global_pool="", **options)
+        if hasattr(self.trunk, "set_input_size"):
+            self.trunk.set_input_size(image_size)  # type: ignore[operator] # timm has no types
         self.width = int(self.trunk.num_features)  # type: ignore[arg-type] # timm has no types
         # Only running shows how many places there are; in evaluation mode, to move no statistics.
         with torch.no_grad():

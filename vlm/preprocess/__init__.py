@@ -7,6 +7,7 @@ Images: bytes -> `decode_image` (RGB, safe limits) -> `resize_image` (uint8, squ
 evaluation transform to within one gray level, which the tests hold.
 """
 
+from vlm.preprocess.huggingface_tokens import HuggingFaceTokenizerConfig
 from vlm.preprocess.images import (
     DEFAULT_MAX_PIXELS,
     ImageConfig,
@@ -21,15 +22,21 @@ from vlm.preprocess.images import (
 )
 from vlm.preprocess.reencode import reencode_image
 from vlm.preprocess.tokens import (
+    AnyTokenizerConfig,
     TokenizerConfig,
     build_detokenizer,
     build_tokenizer,
-    tokenizer_vocabulary,
+    save_tokenizer,
+    tokenizer_digest,
+    tokenizer_files,
+    tokenizer_vocab_size,
     trim_padding,
 )
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
+    "AnyTokenizerConfig",
+    "HuggingFaceTokenizerConfig",
     "ImageConfig",
     "Pixels",
     "TokenizerConfig",
@@ -42,7 +49,10 @@ __all__ = [
     "prepare_image",
     "reencode_image",
     "resize_image",
+    "save_tokenizer",
     "stack_images",
-    "tokenizer_vocabulary",
+    "tokenizer_digest",
+    "tokenizer_files",
+    "tokenizer_vocab_size",
     "trim_padding",
 ]

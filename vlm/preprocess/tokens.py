@@ -1,26 +1,40 @@
 """From captions to token ids."""
 
+import hashlib
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from pydantic import Field
+from pydantic import Field, Tag
 from torch import Tensor
 
-from vlm.config import Config
+from vlm.config import Config, type_or
+from vlm.preprocess.huggingface_tokens import (
+    TOKENIZER_FILES,
+    HuggingFaceTokenizerConfig,
+    build_huggingface_tokenizer,
+    open_huggingface_tokenizer,
+)
 from vlm.types import Tokenize
 
 __all__ = [
+    "AnyTokenizerConfig",
     "TokenizerConfig",
     "build_detokenizer",
     "build_tokenizer",
-    "tokenizer_vocabulary",
+    "save_tokenizer",
+    "tokenizer_digest",
+    "tokenizer_files",
+    "tokenizer_vocab_size",
     "trim_padding",
 ]
+
+_MERGES: Final = "bpe_simple_vocab_16e6.txt.gz"
 
 _WORDS_REMEMBERED = 65_536
 
@@ -33,29 +47,84 @@ class TokenizerConfig(Config):
     """Positions of a tokenized caption, start and end marks included."""
 
 
-def build_tokenizer(config: TokenizerConfig) -> Tokenize:
+AnyTokenizerConfig = Annotated[
+    Annotated[TokenizerConfig, Tag("simple")]
+    | Annotated[HuggingFaceTokenizerConfig, Tag("huggingface")],
+    type_or("simple"),
+]
+
+
+def build_tokenizer(config: TokenizerConfig | HuggingFaceTokenizerConfig) -> Tokenize:
     """The function from captions to padded token ids; long captions are cut, keeping the end mark.
 
-    The ids are those of open_clip's tokenizer. Deterministic, and safe to call from threads.
+    The ids are those of open_clip's tokenizers. Deterministic, and safe to call from threads.
+
+    Raises:
+        ConfigError: If a tokenizer of transformers cannot be opened.
     """
-    from open_clip.tokenizer import SimpleTokenizer  # noqa: PLC0415 - seconds, and data verbs skip it
-
-    tokenizer = SimpleTokenizer(context_length=config.context_length)
-    return partial(_tokenize, tokenizer, {}, config.context_length)
-
-
-def build_detokenizer(config: TokenizerConfig) -> Callable[[list[int]], str]:
-    """The function from token ids to text, up to the end mark if there is one; lower case."""
-    from open_clip.tokenizer import SimpleTokenizer  # noqa: PLC0415 - seconds, and data verbs skip it
-
-    return partial(_detokenize, SimpleTokenizer(context_length=config.context_length))
+    if isinstance(config, HuggingFaceTokenizerConfig):
+        return build_huggingface_tokenizer(config)
+    return partial(_tokenize, _simple(config), {}, config.context_length)
 
 
-def tokenizer_vocabulary(config: TokenizerConfig) -> Path:
-    """The file of merges that the tokenizer was built from."""
+def build_detokenizer(
+    config: TokenizerConfig | HuggingFaceTokenizerConfig,
+) -> Callable[[list[int]], str]:
+    """The function from token ids to text, up to the end mark if there is one; lower case.
+
+    Raises:
+        ValueError: If the tokenizer is not the byte-pair one, which alone writes captions.
+    """
+    if not isinstance(config, TokenizerConfig):
+        message = f"captions are written with the tokenizer simple, not {config.type}"
+        raise ValueError(message)
+    return partial(_detokenize, _simple(config))
+
+
+def tokenizer_files(config: TokenizerConfig | HuggingFaceTokenizerConfig) -> tuple[str, ...]:
+    """Names of the files that `save_tokenizer` writes and that decide the ids."""
+    return (_MERGES,) if isinstance(config, TokenizerConfig) else TOKENIZER_FILES
+
+
+def save_tokenizer(
+    config: TokenizerConfig | HuggingFaceTokenizerConfig, folder: Path
+) -> TokenizerConfig | HuggingFaceTokenizerConfig:
+    """Write all that the tokenizer consists of into `folder`.
+
+    Returns:
+        The configuration of the tokenizer that lies there, whose source is `.`.
+    """
+    if isinstance(config, HuggingFaceTokenizerConfig):
+        open_huggingface_tokenizer(config.source).save_pretrained(folder)
+        return config.model_copy(update={"source": "."})
     from open_clip.tokenizer import default_bpe  # noqa: PLC0415 - seconds, and data verbs skip it
 
-    return Path(default_bpe())
+    shutil.copyfile(default_bpe(), folder / _MERGES)
+    return config
+
+
+def tokenizer_vocab_size(config: TokenizerConfig | HuggingFaceTokenizerConfig) -> int:
+    """How many ids there are, marks included."""
+    if isinstance(config, HuggingFaceTokenizerConfig):
+        return len(open_huggingface_tokenizer(config.source))
+    return int(_simple(config).vocab_size)
+
+
+def tokenizer_digest(config: TokenizerConfig | HuggingFaceTokenizerConfig) -> str:
+    """Equal for tokenizers that give equal ids, wherever they lie and however long captions are."""
+    if isinstance(config, TokenizerConfig):
+        return config.type
+    inner = open_huggingface_tokenizer(config.source).backend_tokenizer
+    inner.no_truncation()
+    inner.no_padding()
+    content = hashlib.sha256(inner.to_str().encode()).hexdigest()
+    return f"{config.type} {config.clean} {content}"
+
+
+def _simple(config: TokenizerConfig) -> Any:
+    from open_clip.tokenizer import SimpleTokenizer  # noqa: PLC0415 - seconds, and data verbs skip it
+
+    return SimpleTokenizer(context_length=config.context_length)
 
 
 def _tokenize(
@@ -100,9 +169,11 @@ def _remember(tokenizer: Any, remembered: dict[str, list[int]], word: str) -> li
 
 
 def trim_padding(token_ids: Int64[Tensor, "batch token"]) -> Int64[Tensor, "batch longest"]:
-    """Cut columns that are padding (0) in every row.
+    """Cut the columns at the end that are 0 in every row.
 
-    Exact for causal text towers that read out the end mark: later positions cannot be seen.
+    0 is the padding of the byte-pair tokenizer and of BERT's. It may be a token too, `!` of the
+    former, but a row never ends with it. Rows of tokenizers that pad with another id stay whole.
     """
-    longest = int((token_ids != 0).sum(dim=1).max()) if len(token_ids) else 0
+    filled = (token_ids != 0).any(dim=0).nonzero()
+    longest = int(filled[-1]) + 1 if len(filled) else 0
     return token_ids[:, : max(longest, 1)]

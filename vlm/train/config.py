@@ -14,7 +14,8 @@ from vlm.data.stream import StreamConfig
 from vlm.losses import LossTerm, RemembersSamples
 from vlm.models import ModelConfig
 from vlm.optim import OptimizerConfig
-from vlm.preprocess import ImageConfig, TokenizerConfig
+from vlm.preprocess import AnyTokenizerConfig, ImageConfig, TokenizerConfig
+from vlm.train.sinks import TelemetryConfig
 
 __all__ = [
     "DataConfig",
@@ -164,16 +165,18 @@ class TrainConfig(Config):
     output: Path = Path("runs")
     seed: int = Field(0, ge=0, lt=2**31)
     steps: int | None = Field(None, ge=1)
-    """Optimizer steps; give this or `epochs`."""
+    """Optimizer steps; give this, `samples` or `epochs`."""
+    samples: int | None = Field(None, ge=1)
+    """Samples seen, rounded up to whole steps."""
     epochs: float | None = Field(None, gt=0)
-    """Passes over the data; give this or `steps`."""
+    """Passes over the data."""
     global_batch: int = Field(256, ge=2)
     """Samples of one optimizer step, over all ranks."""
     micro_batch: int | None = Field(None, ge=1)
     """Most samples of one rank in one forward; a rank's larger share of the global batch goes
     through the gradient cache in micro-batches of this size. None: the share at once."""
     image: ImageConfig = ImageConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
+    tokenizer: AnyTokenizerConfig = TokenizerConfig()
     data: DataConfig
     model: ModelConfig
     loss: list[LossTerm] = Field(min_length=1)
@@ -184,6 +187,7 @@ class TrainConfig(Config):
     recovery: RecoveryConfig = RecoveryConfig()
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Decay of the moving average of weights that is exported instead of the last weights."""
+    telemetry: TelemetryConfig = TelemetryConfig()
     log_every: int = Field(10, ge=1)
     """Steps between two records in `metrics.jsonl`."""
     checkpoint_every: int = Field(500, ge=1)
@@ -192,17 +196,23 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "TrainConfig":
-        if (self.steps is None) == (self.epochs is None):
-            message = "give exactly one of steps and epochs"
+        if [self.steps, self.samples, self.epochs].count(None) != 2:
+            message = "give exactly one of steps, samples and epochs"
             raise ValueError(message)
         if self.epochs is not None and len(self.data.sources) > 1:
             message = "a mixture has no epochs of its own: give steps"
             raise ValueError(message)
-        small_size = self.data.augment.views.small_size
-        reads_any_size = self.model.image.type == "timm"
-        if small_size not in (None, self.image.size) and not reads_any_size:
+        if self.optim.whole_matrices and self.engine.type == "deepspeed":
             message = (
-                f"data.augment.views.small_size={small_size}: a {self.model.image.type} tower "
+                f"optim.type={self.optim.type} looks at whole matrices, which DeepSpeed flattens: "
+                f"take lion or adamw, or engine.type=torch"
+            )
+            raise ValueError(message)
+        small_size = self.data.augment.views.small_size
+        tower = "given" if self.model.image is None else self.model.image.type
+        if small_size not in (None, self.image.size) and tower != "timm":
+            message = (
+                f"data.augment.views.small_size={small_size}: a {tower} tower "
                 f"reads {self.image.size} pixels only; leave small_size out, or use a "
                 f"convolutional timm tower"
             )
@@ -219,6 +229,24 @@ class TrainConfig(Config):
             raise ValueError(message)
         if self.model.type == "coca" and self.data.augment.views.total > 1:
             message = "a coca reads one view of an image: leave data.augment.views out"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _tokenizer_suits_the_text_tower(self) -> "TrainConfig":
+        kind = None if self.model.text is None else getattr(self.model.text, "type", "coca")
+        ends = kind == "coca" or getattr(self.model.text, "pool", None) == "end"
+        if self.tokenizer.type == "huggingface" and ends:
+            message = (
+                "tokenizer.type=huggingface: this text tower finds a caption's end by the highest "
+                "id, which is the byte-pair tokenizer's end mark; set tokenizer.type=simple"
+            )
+            raise ValueError(message)
+        if self.tokenizer.type != "huggingface" and kind == "huggingface":
+            message = (
+                "model.text.type=huggingface needs the tokenizer it was made with: set "
+                "tokenizer.type=huggingface and tokenizer.source"
+            )
             raise ValueError(message)
         return self
 
@@ -265,5 +293,7 @@ class TrainConfig(Config):
         """Optimizer steps of the whole run over a dataset of `num_samples`."""
         if self.steps is not None:
             return self.steps
+        if self.samples is not None:
+            return math.ceil(self.samples / self.global_batch)
         assert self.epochs is not None
         return max(1, math.ceil(self.epochs * num_samples / self.global_batch))

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ def load_run(run: Path) -> Bundle:
     config, checkpoint = _open_run(run)
     with tempfile.TemporaryDirectory() as folder:
         _save(Path(folder) / "bundle", config, checkpoint, means=None, metrics={})
-        return load_bundle(Path(folder) / "bundle")
+        bundle = load_bundle(Path(folder) / "bundle")
+    # The folder is gone, and with it a tokenizer that lay there.
+    info = bundle.info.model_copy(update={"tokenizer": config.tokenizer})
+    return replace(bundle, info=info)
 
 
 def export_run(run: Path, folder: Path, *, console: Console) -> BundleInfo:
@@ -78,7 +82,7 @@ def _save(
     means: ModalityMeans | None,
     metrics: dict[str, Any],
 ) -> BundleInfo:
-    model = build_model(config)
+    model = build_model(config, initial_weights=False)
     weights = load_weights(checkpoint, ema=True) or load_weights(checkpoint, ema=False)
     assert weights is not None
     try:

@@ -1,9 +1,6 @@
 """The training loop, top to bottom."""
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 from rich.console import Console
@@ -55,18 +52,13 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
     parts = build_parts(config, world)
     facts = resume_facts(config, parts)
     step, ema = restore(config, parts, facts, resume=resume, world=world, note=console.print)
-    metrics = config.run_folder / "metrics.jsonl" if world.is_main else None
-    if metrics is not None:
+    if world.is_main:
         _write_config(config)
-        truncate_metrics(metrics, step)
+        truncate_metrics(config.run_folder / "metrics.jsonl", step)
     with (
         stop_on_signal() as stop,
         open_telemetry(
-            console,
-            metrics,
-            start_step=step,
-            total_steps=parts.total_steps,
-            global_batch=config.global_batch,
+            console, config, world, start_step=step, total_steps=parts.total_steps
         ) as telemetry,
         open_writer(
             config.run_folder / "checkpoints",
@@ -77,8 +69,10 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
         watch_ranks(world, after_seconds=config.recovery.stuck_after_seconds) as heartbeat,
     ):
         telemetry.note(_opening(config, parts, step))
+        for advice in config.optim.advice():
+            telemetry.note(f"note: {advice}")
         run = _Run(config=config, parts=parts, world=world, ema=ema, step=step)
-        batches = _batches(run, telemetry)
+        batches = telemetry.timed(parts.stream.batches(step, parts.total_steps))
         stopping = False
         while run.step < parts.total_steps and not stopping:
             heartbeat.beat(run.step, "waiting for data")
@@ -88,16 +82,18 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
             fault = None if done is None else run.watch.fault(done.loss, done.gradient_norm)
             if any_rank(fault is not None, world):
                 writer.finish()
-                _go_back(run, fault or "another rank met a fault", metrics, telemetry)
-                batches = _batches(run, telemetry)
+                _go_back(run, fault or "another rank met a fault", telemetry)
+                batches = telemetry.timed(parts.stream.batches(run.step, parts.total_steps))
                 continue
             run.step += 1
             at_end = run.step == parts.total_steps
 
             if done is not None and (run.step % config.log_every == 0 or at_end):
                 telemetry.report(run.step, done.figures() | parts.stream.figures(run.step))
+            telemetry.enter("stalls")
             stopping = any_rank(stop.requested, world)
             if run.step % config.checkpoint_every == 0 or at_end or stopping:
+                telemetry.enter("checkpoint")
                 heartbeat.beat(run.step, "saving a checkpoint")
                 state, memory = parts.engine.state(), parts.objective.memory.state()
                 writer.save(run.step, state, ema=ema, memory=memory)
@@ -151,7 +147,9 @@ class _Done:
 def _trained(run: _Run, batch: Batch) -> _Done:
     """Set the learning rate, train on a batch, and move the average of weights."""
     config, parts = run.config, run.parts
-    factor = learning_rate_factor(config.optim.schedule, run.step, parts.total_steps)
+    factor = learning_rate_factor(
+        config.optim.schedule, run.step, parts.total_steps, global_batch=config.global_batch
+    )
     set_learning_rates(parts.engine.optimizer, factor)
     loss, gradient_norm = train_step(
         config,
@@ -174,7 +172,7 @@ def _trained(run: _Run, batch: Batch) -> _Done:
     )
 
 
-def _go_back(run: _Run, fault: str, metrics: Path | None, telemetry: Telemetry) -> None:
+def _go_back(run: _Run, fault: str, telemetry: Telemetry) -> None:
     """Return to the last checkpoint, to leave out the steps that led to a fault.
 
     Raises:
@@ -193,21 +191,9 @@ def _go_back(run: _Run, fault: str, metrics: Path | None, telemetry: Telemetry) 
         f"step {run.step + 1}: {fault}; back to step {step}, leaving out "
         f"{window.last_step - window.first_step + 1} steps up to it"
     )
-    if metrics is not None:
-        truncate_metrics(metrics, step)
+    if run.world.is_main:
+        truncate_metrics(run.config.run_folder / "metrics.jsonl", step)
     run.step = step
-
-
-def _batches(run: _Run, telemetry: Telemetry) -> Iterator[Batch]:
-    """From the run's step on, with the waiting counted."""
-    batches = run.parts.stream.batches(run.step, run.parts.total_steps)
-    while True:
-        start = time.monotonic()
-        batch = next(batches, None)
-        telemetry.waited(time.monotonic() - start)
-        if batch is None:
-            return
-        yield batch
 
 
 def _opening(config: TrainConfig, parts: Parts, start: int) -> str:

@@ -19,10 +19,11 @@ from vlm.data.stream import Source, TrainStream
 from vlm.distributed import World
 from vlm.errors import ConfigError
 from vlm.losses import initial_sample_values
-from vlm.models import Model
+from vlm.models import Model, load_initial_weights, parameter_depths
 from vlm.models import build_model as build
 from vlm.optim import build_optimizer
-from vlm.preprocess import build_tokenizer, prepare_image, stack_images
+from vlm.preprocess import build_tokenizer, prepare_image, stack_images, tokenizer_vocab_size
+from vlm.train.checkpoint import latest_checkpoint
 from vlm.train.config import TrainConfig
 from vlm.train.engine import Engine, TorchEngine
 from vlm.train.fsdp_engine import FsdpEngine, shard_model
@@ -49,14 +50,33 @@ class Parts:
     data_fingerprint: str
 
 
-def build_model(config: TrainConfig) -> Model:
-    """The model with fresh weights, decided by `config.seed`."""
+def build_model(config: TrainConfig, *, initial_weights: bool = True) -> Model:
+    """The model as training begins, decided by `config.seed`.
+
+    Args:
+        config: The run's.
+        initial_weights: Whether to load those that it starts from; no, if all will be replaced.
+
+    Raises:
+        ConfigError: If weights or architectures cannot be had, or the tokenizer has more ids than
+            the text tower knows.
+    """
     torch.manual_seed(config.seed)
-    return build(
+    model = build(
         config.model,
         image_size=config.image.size,
         context_length=config.tokenizer.context_length,
     )
+    known, needed = model.vocab_size, tokenizer_vocab_size(config.tokenizer)
+    if known < needed:
+        message = (
+            f"tokenizer: has {needed} ids, and the text tower knows {known}; choose the tokenizer "
+            f"that the tower was made with, or a tower with a larger vocabulary"
+        )
+        raise ConfigError(message)
+    if initial_weights:
+        load_initial_weights(model, config.model, image=config.image)
+    return model
 
 
 def open_clip_config(config: TrainConfig) -> dict[str, Any] | None:
@@ -99,7 +119,9 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         rank=world.rank,
         size=world.size,
     )
-    model = build_model(config).to(world.device)
+    # A run that is resumed has weights of its own, and what it started from may be gone.
+    fresh = latest_checkpoint(config.run_folder / "checkpoints", check=False) is None
+    model = build_model(config, initial_weights=fresh).to(world.device)
     facts = _data_facts(config, opened)
     fingerprints = [fact["fingerprint"] for fact in facts]
     return Parts(
@@ -224,7 +246,8 @@ def _build_objective(config: TrainConfig, sources: list[Source], world: World) -
 def _build_engine(config: TrainConfig, model: Model, world: World, micro_batch: int) -> Engine:
     if config.engine.type == "fsdp":
         shard_model(model, config.engine, world)
-    optimizer = build_optimizer(model.named_parameters(), config.optim)
+    depths = parameter_depths(name for name, _ in model.named_parameters())
+    optimizer = build_optimizer(model.named_parameters(), config.optim, depth=depths.get)
     if config.engine.type == "torch":
         return TorchEngine(model, optimizer, config.engine, world)
     if config.engine.type == "fsdp":

@@ -16,6 +16,7 @@ from vlm.train.config import TrainConfig
 from vlm.train.engine import Engine
 from vlm.train.gradient_cache import backward_by_parts
 from vlm.train.objective import Objective
+from vlm.train.watch import watch_geometry, watch_gradients
 from vlm.types import Batch, CaptionSum, DualEncoderOutput, LossOutput
 
 __all__ = ["train_step"]
@@ -69,14 +70,20 @@ def train_step(
     ]
 
     def evaluate(output: DualEncoderOutput, captions: CaptionSum | None = None) -> LossOutput:
-        return objective(output, batch, captions=captions, taught=taught, progress=progress)
+        loss = objective(output, batch, captions=captions, taught=taught, progress=progress)
+        if watching:
+            loss.statistics.update(watch_geometry(output))
+        return loss
 
+    watching = (step + 1) % config.log_every == 0
     if count == 1:
         loss = evaluate(forward(0))
         engine.backward(loss.total)
     else:
         parts = [partial(forward, index) for index in range(count)]
         loss = backward_by_parts(engine, parts, evaluate)
+    if watching:
+        loss.statistics.update(watch_gradients(engine.model))
     return loss, engine.step(config.optim.clip_norm)
 
 

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from vlm.errors import BundleError, ConfigError
 from vlm.inference import Bundle, load_bundle
-from vlm.preprocess import ImageConfig, TokenizerConfig, normalise_images
+from vlm.preprocess import (
+    HuggingFaceTokenizerConfig,
+    ImageConfig,
+    TokenizerConfig,
+    normalise_images,
+    tokenizer_digest,
+)
 from vlm.train.config import TeacherConfig
 from vlm.train.engine import computes_bf16
 from vlm.types import DualEncoderOutput
@@ -63,7 +69,7 @@ def load_teacher(
     config: TeacherConfig,
     *,
     image: ImageConfig,
-    tokenizer: TokenizerConfig,
+    tokenizer: TokenizerConfig | HuggingFaceTokenizerConfig,
     device: torch.device,
 ) -> Teacher:
     """Load the bundle, and check that it can read the run's batches.
@@ -76,10 +82,7 @@ def load_teacher(
     except BundleError as error:
         message = f"teacher.bundle: {error}"
         raise ConfigError(message) from error
-    theirs, ours = (
-        given.model_dump(mode="json", exclude={"context_length"})
-        for given in (bundle.info.tokenizer, tokenizer)
-    )
+    theirs, ours = (tokenizer_digest(given) for given in (bundle.info.tokenizer, tokenizer))
     if theirs != ours:
         message = (
             f"teacher.bundle={config.bundle}: its tokenizer is {theirs}, the run's is {ours}, and "
@@ -100,11 +103,11 @@ def load_teacher(
 def _cut(
     token_ids: Int64[Tensor, "batch token"], context_length: int
 ) -> Int64[Tensor, "batch shorter"]:
-    """At most so many positions; a caption that is longer keeps its end mark, the highest id."""
+    """At most so many positions; a caption that is longer keeps its end mark, its last id."""
     cut = token_ids[:, :context_length].clone()
     if cut.shape[1] < token_ids.shape[1]:
-        last = torch.where(
-            token_ids[:, context_length] != 0, token_ids.amax(dim=1), cut[:, context_length - 1]
-        )
-        cut[:, context_length - 1] = last
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        ends = ((token_ids != 0) * positions).amax(dim=1, keepdim=True)
+        longer = ends[:, 0] >= context_length
+        cut[longer, context_length - 1] = token_ids.gather(1, ends)[longer, 0]
     return cut

@@ -17,7 +17,7 @@ def test_embeddings_are_the_encoders_in_the_order_given(
     inputs = ["a red circle", data_url(picture("blue")), "", "a red circle"]
     assert "input" in problem(client.post("/v1/embeddings", json={"input": inputs}), 422)
     inputs.remove("")
-    answer = client.post("/v1/embeddings", json={"model": "any", "input": inputs}).json()
+    answer = client.post("/v1/embeddings", json={"model": "tiny", "input": inputs}).json()
     rows = np.array([entry["embedding"] for entry in answer["data"]], np.float32)
     text = encoder.encode_texts(["a red circle"])[0]
     image = encoder.encode_images([drawing("blue", "circle")])[0]

@@ -11,7 +11,9 @@ from tests.serving.wire import JSON, picture, problem
 from vlm.inference import Encoder
 
 
-@pytest.mark.parametrize("path", ["classify", "embeddings", "search", "similarity", "items"])
+@pytest.mark.parametrize(
+    "path", ["caption", "classify", "embeddings", "search", "similarity", "items"]
+)
 def test_a_body_that_is_not_understood_gets_told_what_is(client: TestClient, path: str) -> None:
     deep = "[" * 100_000
     for text in ("{", "[]", "null", "1e5", deep):
@@ -67,13 +69,19 @@ def test_the_openapi_document_resolves_and_names_every_route(client: TestClient)
         "/healthz",
         "/metrics",
         "/readyz",
+        "/v1/caption",
         "/v1/classify",
         "/v1/embeddings",
         "/v1/items",
         "/v1/items/{item_id}",
         "/v1/items/{item_id}/thumbnail",
+        "/v1/label-sets",
+        "/v1/label-sets/{name}",
+        "/v1/label-sets/{name}/calibrate",
         "/v1/model",
         "/v1/models",
+        "/v1/models/{name}/load",
+        "/v1/models/{name}/unload",
         "/v1/search",
         "/v1/similarity",
         "/v2",

@@ -99,6 +99,6 @@ def test_a_broken_model_is_live_but_not_ready(
     paths = ("/v2/health/ready", "/v2/models/tiny/ready")
     assert [client.get(path).json()["ready"] for path in paths] == [True, True]
     services = client.app.state.services  # type: ignore[attr-defined] # the client types it as ASGI
-    monkeypatch.setattr(services.embedder, "check", broken)
+    monkeypatch.setattr(services.embedder(), "check", broken)
     assert [client.get(path).status_code for path in paths] == [503, 503]
     assert client.get("/v2/health/live").status_code == 200

@@ -20,12 +20,21 @@ def test_requests_batches_and_stages_are_counted(client: TestClient) -> None:
         'vlm_stage_seconds_count{stage="decode"}': 1,
         'vlm_stage_seconds_count{stage="wait"}': 3,
         'vlm_stage_seconds_count{stage="image"}': 1,
+        'vlm_cache_lookups_total{kind="text",result="miss"}': 2,
+        'vlm_cache_lookups_total{kind="image",result="miss"}': 1,
     }
     before = {sample: value(client, sample) for sample in samples}
     client.post("/v1/embeddings", json={"input": ["red", "blue", data_url(picture())]})
     after = {sample: value(client, sample) for sample in samples}
     assert {sample: after[sample] - before[sample] for sample in samples} == samples
     assert value(client, 'vlm_queue_items{tower="text"}') == 0
+    client.post("/v1/embeddings", json={"input": ["red", "blue", data_url(picture())]})
+    assert (
+        value(client, 'vlm_batch_items_sum{tower="text"}')
+        == after['vlm_batch_items_sum{tower="text"}']
+    )
+    assert value(client, 'vlm_cache_lookups_total{kind="image",result="hit"}') == 1
+    assert value(client, "vlm_cache_bytes") > 3 * 16 * 4
 
 
 def test_refusals_are_counted_by_status_and_mistakes_are_not(client: TestClient) -> None:

@@ -123,7 +123,7 @@ def test_only_matrices_decay_and_the_logit_scale_learns_by_adamw() -> None:
             Model().named_parameters(), lr=1e-3, weight_decay=0.5, scalar_lr=2e-3, betas=(0.9, 0.99)
         )
     }
-    assert [tuple(p.shape) for p in groups["decay"]["params"]] == [(4, 3)]
+    assert [tuple(p.shape) for p in groups["hidden"]["params"]] == [(4, 3)]
     assert sorted(tuple(p.shape) for p in groups["no_decay"]["params"]) == [
         (4,),
         (4,),
@@ -140,11 +140,11 @@ def test_build_remembers_peaks_and_set_scales_them(config: LionConfig | AdamWCon
     optimizer = build_optimizer(Model().named_parameters(), config)
     set_learning_rates(optimizer, 0.5)
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-    assert rates == {"decay": config.lr / 2, "no_decay": config.lr / 2, "scalars": 5e-4}
+    assert rates == {"hidden": config.lr / 2, "no_decay": config.lr / 2, "scalars": 5e-4}
 
 
 def test_an_unknown_optimizer_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'lion', 'adamw'"):
+    with pytest.raises(ValueError, match="'lion', 'adamw', 'lamb', 'adafactor', 'muon'"):
         TypeAdapter(OptimizerConfig).validate_python({"type": "sgd"})
 
 
@@ -176,3 +176,11 @@ def test_every_schedule_rises_to_at_most_the_peak_and_then_falls(kind: str) -> N
     assert all(a >= b for a, b in zip(values[20:], values[21:], strict=False))
     assert max(values) == pytest.approx(1.0)
     assert values[-1] == pytest.approx(0.0)
+
+
+def test_warmup_and_cooldown_may_be_given_in_samples() -> None:
+    config = ScheduleConfig(type="constant", warmup_samples=90, cooldown_samples=200)
+    at = [learning_rate_factor(config, step, 100, global_batch=10) for step in (8, 9, 80, 90)]
+    assert at == [pytest.approx(9 / 10), 1.0, 1.0, pytest.approx(0.5)]
+    with pytest.raises(ValueError, match="not both"):
+        ScheduleConfig(warmup_steps=1, warmup_samples=1)

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from vlm.errors import DataError
 from vlm.preprocess import (
+    HuggingFaceTokenizerConfig,
     ImageConfig,
     TokenizerConfig,
     build_tokenizer,
@@ -54,7 +55,9 @@ class Calibration:
         """The images in batches of equal size but the last."""
         return [self.pixels[n : n + batch] for n in range(0, len(self.pixels), batch)]
 
-    def token_ids(self, tokenizer: TokenizerConfig, *, batch: int) -> list[np.ndarray]:
+    def token_ids(
+        self, tokenizer: TokenizerConfig | HuggingFaceTokenizerConfig, *, batch: int
+    ) -> list[np.ndarray]:
         """Token ids of the texts in the same batches, each trimmed to its longest text."""
         token_ids = build_tokenizer(tokenizer)(list(self.texts))
         return [trim_padding(chunk).numpy() for chunk in token_ids.split(batch)]

@@ -8,7 +8,7 @@ from pydantic import Field
 from vlm.config import Config
 from vlm.inference.runtimes.calibration import Calibration
 from vlm.inference.runtimes.protocol import Rows, Runtime
-from vlm.preprocess import TokenizerConfig
+from vlm.preprocess import HuggingFaceTokenizerConfig, TokenizerConfig
 
 __all__ = ["MIN_COSINE", "MIN_TOP1_AGREEMENT", "Parity", "compare_rows", "measure_parity"]
 
@@ -47,7 +47,10 @@ class Parity(Config):
 
 
 def measure_parity(
-    runtime: Runtime, reference: Runtime, calibration: Calibration, tokenizer: TokenizerConfig
+    runtime: Runtime,
+    reference: Runtime,
+    calibration: Calibration,
+    tokenizer: TokenizerConfig | HuggingFaceTokenizerConfig,
 ) -> Parity:
     """Run both on the same pairs, in batches that differ in size and length, and compare."""
     found, expected = (embed_pairs(r, calibration, tokenizer) for r in (runtime, reference))
@@ -55,7 +58,9 @@ def measure_parity(
 
 
 def embed_pairs(
-    runtime: Runtime, calibration: Calibration, tokenizer: TokenizerConfig
+    runtime: Runtime,
+    calibration: Calibration,
+    tokenizer: TokenizerConfig | HuggingFaceTokenizerConfig,
 ) -> tuple[Rows, Rows]:
     """Image rows and text rows of all pairs, one of each in a batch of its own."""
     pixels = calibration.pixel_batches(batch=_BATCH)

@@ -1,0 +1,220 @@
+"""`/v1/label-sets`: classes that are stored under a name."""
+
+import asyncio
+import base64
+import io
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.errors import BadInputError
+from serving.routes.bodies import body_schema, parse_body
+from serving.routes.state import Services, ServicesDep, refuse_more_than
+from serving.schemas import ImageBytes, ModelName, Text
+from serving.services.calibration import LabelledImage, fit_calibration
+from serving.services.classification import expanded
+from serving.services.label_sets import Calibration, LabelClass, LabelSet
+from vlm.errors import DataError
+from vlm.preprocess import decode_image
+
+__all__ = ["CalibrateRequest", "LabelSetRequest", "router"]
+
+router = APIRouter(prefix="/v1/label-sets", tags=["classification"])
+_EXAMPLE_SIDE = 512
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class ClassIn(_Schema):
+    """A class by words, by example images, or by both."""
+
+    label: Text
+    prompts: Annotated[list[Text], Field(min_length=1, max_length=100)] | None = None
+    """Texts in place of the label in the set's templates."""
+    images: list[ImageBytes] = []
+    """Examples; kept at 512 pixels at most, without metadata."""
+    image_weight: float = Field(default=0.5, ge=0, le=1)
+    """Of the images against the words; 1: images alone."""
+
+
+class LabelSetRequest(_Schema):
+    """Classes, and how they are to be asked about."""
+
+    classes: list[Text | ClassIn] = Field(min_length=1)
+    """A text alone is a class by words."""
+    templates: list[str] = Field(default=["{}"], min_length=1, max_length=100)
+    mode: Literal["exclusive", "independent"] = "exclusive"
+    none_threshold: float | None = Field(default=None, ge=0, le=1)
+    """Below this largest probability, an image shows none of the classes."""
+
+
+class ClassOut(_Schema):
+    """A class, without its pictures."""
+
+    label: str
+    prompts: list[str] | None
+    num_images: int
+    image_weight: float
+
+
+class CalibrationOut(_Schema):
+    """What a labelled sample taught about one model."""
+
+    model: str
+    """Its fingerprint."""
+    mode: str
+    temperature: float
+    none_threshold: float | None
+    num_samples: int
+    num_none: int
+    accuracy: float
+    ece_before: float
+    ece_after: float
+
+
+class LabelSetOut(_Schema):
+    """A stored set."""
+
+    name: str
+    version: str
+    """A hash of everything that decides the rows of its classes."""
+    classes: list[ClassOut]
+    templates: list[str]
+    mode: str
+    none_threshold: float | None
+    calibrations: list[CalibrationOut]
+
+
+class LabelSetNames(_Schema):
+    """What is stored."""
+
+    label_sets: list[str]
+
+
+class SampleIn(_Schema):
+    """An image, and what it shows."""
+
+    image: ImageBytes
+    label: Text | None
+    """Null: none of the classes."""
+
+
+class CalibrateRequest(_Schema):
+    """A labelled sample, better of some hundred images that were not used for anything else."""
+
+    samples: list[SampleIn] = Field(min_length=2)
+    model: ModelName = None
+
+
+@router.get("")
+async def names(services: ServicesDep) -> LabelSetNames:
+    """The names of all stored sets."""
+    return LabelSetNames(label_sets=await services.label_sets.names())
+
+
+@router.get("/{name}")
+async def get(name: str, services: ServicesDep) -> LabelSetOut:
+    """One set, with what was calibrated."""
+    return _out(name, await services.label_sets.get(name))
+
+
+@router.put("/{name}", openapi_extra=body_schema(LabelSetRequest))
+async def put(name: str, request: Request, services: ServicesDep) -> LabelSetOut:
+    """Store a set, replacing one of that name; on disk when this is answered."""
+    body = await parse_body(request, LabelSetRequest)
+    classes = [ClassIn(label=c) if isinstance(c, str) else c for c in body.classes]
+    _refuse_too_much(classes, body.templates, services)
+    label_set = LabelSet(
+        classes=[
+            LabelClass(
+                label=c.label,
+                prompts=c.prompts,
+                images=await asyncio.to_thread(_kept_images, c, services),
+                image_weight=c.image_weight,
+            )
+            for c in classes
+        ],
+        templates=body.templates,
+        mode=body.mode,
+        none_threshold=body.none_threshold,
+    )
+    return _out(name, await services.label_sets.put(name, label_set))
+
+
+@router.delete("/{name}", status_code=204)
+async def delete(name: str, services: ServicesDep) -> None:
+    """Remove one set."""
+    await services.label_sets.delete(name)
+
+
+@router.post("/{name}/calibrate", openapi_extra=body_schema(CalibrateRequest))
+async def calibrate(name: str, request: Request, services: ServicesDep) -> CalibrationOut:
+    """Fit temperature and "none of these" of a set to a labelled sample, for one model.
+
+    The fit is kept with the set and used from then on, until the set is changed.
+    """
+    body = await parse_body(request, CalibrateRequest)
+    refuse_more_than(services.settings.max_calibration_images, len(body.samples), "samples")
+    embedder = services.embedder(body.model)
+    label_set = await services.label_sets.get(name)
+    classes = await services.label_sets.classes(label_set, embedder, label_set.mode)
+    samples = [LabelledImage(image=s.image, label=s.label) for s in body.samples]
+    found = await fit_calibration(embedder, classes, samples, mode=label_set.mode)
+    model = embedder.info.fingerprint
+    await services.label_sets.calibrate(name, label_set.version, model, found)
+    return _calibration(model, found)
+
+
+def _refuse_too_much(classes: list[ClassIn], templates: list[str], services: Services) -> None:
+    settings = services.settings
+    prompts = sum(len(c.prompts or expanded(templates)) for c in classes)
+    refuse_more_than(settings.max_labels, prompts, "prompts")
+    refuse_more_than(settings.max_images, sum(len(c.images) for c in classes), "images")
+    texts = [*templates, *(t for c in classes for t in [c.label, *(c.prompts or [])])]
+    longest = max(map(len, texts))
+    refuse_more_than(settings.max_text_characters, longest, "characters of a label or template")
+
+
+def _kept_images(c: ClassIn, services: Services) -> list[str]:
+    """Small, upright, without metadata and without further loss, in base64."""
+    kept = []
+    for number, data in enumerate(c.images):
+        try:
+            pixels = decode_image(data, max_pixels=services.settings.max_image_pixels)
+        except DataError as error:
+            message = f"classes.{c.label[:64]}.images.{number}: {error}"
+            raise BadInputError(message) from error
+        image = Image.fromarray(pixels)
+        image.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", lossless=True)
+        kept.append(base64.b64encode(buffer.getvalue()).decode())
+    return kept
+
+
+def _out(name: str, label_set: LabelSet) -> LabelSetOut:
+    return LabelSetOut(
+        name=name,
+        version=label_set.version,
+        classes=[
+            ClassOut(
+                label=c.label,
+                prompts=c.prompts,
+                num_images=len(c.images),
+                image_weight=c.image_weight,
+            )
+            for c in label_set.classes
+        ],
+        templates=label_set.templates,
+        mode=label_set.mode,
+        none_threshold=label_set.none_threshold,
+        calibrations=[_calibration(m, c) for m, c in sorted(label_set.calibrations.items())],
+    )
+
+
+def _calibration(model: str, found: Calibration) -> CalibrationOut:
+    return CalibrationOut(model=model, **found.model_dump())

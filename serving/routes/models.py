@@ -1,0 +1,159 @@
+"""`/v1/models`: what is served, and changing it while it is served."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.routes.bodies import body_schema, parse_body
+from serving.routes.state import ServicesDep
+from serving.services.registry import ServedModel
+
+__all__ = ["LoadRequest", "router"]
+
+router = APIRouter(prefix="/v1", tags=["models"])
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelOut(_Schema):
+    """The default model."""
+
+    name: str
+    fingerprint: str
+    runtime: str
+    dim: int
+    logit_scale: float
+    logit_bias: float | None
+    image_size: int
+    context_length: int
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+class RuntimeOut(_Schema):
+    """One way to compute the model, as measured on this machine against torch in fp32."""
+
+    name: str
+    image_cosine: float | None = None
+    text_cosine: float | None = None
+    top1_agreement: float | None = None
+    num_pairs: int | None = None
+    calibration: str | None = None
+    images_per_second: float | None
+    texts_per_second: float | None
+    refused: str | None
+    """Why it may not answer."""
+
+
+class ModelEntry(_Schema):
+    """A model that answers under the name `id`."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "vlm"
+    bundle: str
+    """What the bundle calls itself."""
+    fingerprint: str
+    kind: str
+    """`dual_encoder`, or `coca`, which also writes captions."""
+    dim: int
+    runtime: str
+    """What computes."""
+    runtimes: list[RuntimeOut]
+    """What was considered, the fastest first; none where torch in fp32 was asked for."""
+    metrics: dict[str, Any]
+    """The evaluation it left training with."""
+    provenance: dict[str, Any]
+    """How it was trained."""
+
+
+class ModelsOut(_Schema):
+    """As OpenAI's clients list models; the default one comes first."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]
+    available: list[str]
+    """Bundles that can be loaded."""
+
+
+class LoadRequest(_Schema):
+    """Which bundle of the server's folder the name shall stand for."""
+
+    bundle: str | None = Field(default=None, min_length=1, max_length=128)
+    """Its folder's name; left out: the same as the model's name."""
+
+
+@router.get("/models")
+async def models(services: ServicesDep) -> ModelsOut:
+    """What is served, with provenance, metrics, runtime, and what was measured of it."""
+    registry = services.registry
+    return ModelsOut(
+        data=[_entry(model) for model in registry.served()], available=registry.available()
+    )
+
+
+@router.get("/model")
+async def model(services: ServicesDep) -> ModelOut:
+    """The default model: fingerprint, metrics, provenance."""
+    embedder = services.embedder()
+    info = embedder.info
+    return ModelOut(
+        name=info.name,
+        fingerprint=info.fingerprint,
+        runtime=embedder.runtime,
+        dim=info.dim,
+        logit_scale=info.logit_scale,
+        logit_bias=info.logit_bias,
+        image_size=info.image.size,
+        context_length=info.tokenizer.context_length,
+        metrics=info.metrics,
+        provenance=info.provenance,
+    )
+
+
+@router.post(
+    "/models/{name}/load",
+    openapi_extra={"requestBody": {**body_schema(LoadRequest)["requestBody"], "required": False}},
+)
+async def load(name: str, request: Request, services: ServicesDep) -> ModelEntry:
+    """Serve a bundle under a name; it is verified and run before it takes the old one's place.
+
+    Requests that have begun end with the model they began with.
+    """
+    body = await parse_body(request, LoadRequest) if await request.body() else LoadRequest()
+    return _entry(await services.registry.load(name, body.bundle))
+
+
+@router.post("/models/{name}/unload", status_code=204)
+async def unload(name: str, services: ServicesDep) -> None:
+    """Answer no more under a name; requests that have begun are finished."""
+    await services.registry.unload(name)
+
+
+def _entry(model: ServedModel) -> ModelEntry:
+    info = model.info
+    runtimes = [
+        RuntimeOut(
+            name=figures.runtime,
+            images_per_second=figures.images_per_second,
+            texts_per_second=figures.texts_per_second,
+            refused=figures.refused,
+            **({} if figures.parity is None else figures.parity.model_dump()),
+        )
+        for figures in model.figures
+    ]
+    return ModelEntry(
+        id=model.name,
+        bundle=info.name,
+        fingerprint=info.fingerprint,
+        kind=info.model_kind,
+        dim=info.dim,
+        runtime=model.embedder.runtime,
+        runtimes=runtimes,
+        metrics=info.metrics,
+        provenance=info.provenance,
+    )

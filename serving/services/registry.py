@@ -1,0 +1,213 @@
+"""Which models are served, under which names.
+
+A request takes a model once, by reference, and keeps it to its end. So putting another bundle under
+a name is one assignment: who came before goes on with the old model, which is freed by the last of
+them, and no request is dropped.
+"""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from serving.caching import RowCache
+from serving.errors import BadInputError, ConflictError, NotFoundError
+from serving.metrics import Metrics
+from serving.services.captioning import CaptionWriter
+from serving.services.embedding import Embedder
+from serving.services.workers import Workers, start_workers
+from serving.settings import ServingSettings
+from vlm.errors import BundleError
+from vlm.inference import BundleInfo, Captioner, Encoder, load_bundle, read_bundle_info
+from vlm.inference.runtimes import Figures, default_cache, fastest_runtime, gated_runtime
+
+__all__ = ["Registry", "ServedModel"]
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A bundle that answers under a name."""
+
+    name: str
+    embedder: Embedder
+    figures: tuple[Figures, ...]
+    """Of the runtimes that were considered, the fastest first."""
+    writer: CaptionWriter | None = None
+    """Where the model writes captions."""
+
+    @property
+    def info(self) -> BundleInfo:
+        return self.embedder.info
+
+
+class Registry:
+    """Models by name; all of them share the threads. Used from the event loop alone.
+
+    Args:
+        settings: Which bundle is the default one, where others lie, and what computes.
+        metrics: Where models, sizes and times are told.
+    """
+
+    def __init__(self, settings: ServingSettings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._served: dict[str, ServedModel] = {}
+        self._changes = asyncio.Lock()
+        self._default_name = ""
+        self._cache = RowCache(settings.cache_bytes, metrics)
+        self.workers: Workers = start_workers(settings.decode_threads)
+
+    async def start(self) -> None:
+        """Load the default model and those of `preload`; each has computed when this returns.
+
+        Raises:
+            BundleError: If a bundle cannot be loaded or trusted, or its runtime strays.
+        """
+        info = await asyncio.to_thread(read_bundle_info, self._settings.bundle)
+        self._default_name = info.name
+        await self._serve(info.name, self._settings.bundle)
+        for name in self._settings.preload:
+            folder = self._folders().get(name)
+            if folder is None:
+                known = ", ".join(self.available()) or "none"
+                message = f"preload: no bundle {name!r} in {self._settings.models}; there: {known}"
+                raise BundleError(message)
+            if name in self._served:
+                message = f"preload: {name!r} is the name of the default model; rename the folder"
+                raise BundleError(message)
+            await self._serve(name, folder)
+
+    @property
+    def default(self) -> ServedModel:
+        """What answers where a request names no model."""
+        return self._served[self._default_name]
+
+    def served(self) -> list[ServedModel]:
+        """All models that answer, the default one first."""
+        return [self.default, *(m for m in self._served.values() if m is not self.default)]
+
+    def available(self) -> list[str]:
+        """Bundles in the folder of models, served or not, by name."""
+        return sorted(self._folders())
+
+    def get(self, name: str | None) -> ServedModel:
+        """The model of that name or fingerprint; the default one for none.
+
+        Raises:
+            NotFoundError: If there is none; the message lists those that are served.
+        """
+        if name is None:
+            return self.default
+        if name in self._served:
+            return self._served[name]
+        for model in self._served.values():
+            if model.info.fingerprint == name:
+                return model
+        known = ", ".join(repr(known) for known in self._served)
+        message = f"no model is called {name[:64]!r}; served: {known}"
+        raise NotFoundError(message)
+
+    async def load(self, name: str, bundle: str | None = None) -> ServedModel:
+        """Serve a bundle of the folder under a name, in place of what it stood for.
+
+        The bundle is verified, gated and run before the name points to it; until then, and if that
+        fails, the old model answers.
+
+        Args:
+            name: Under which requests ask for it.
+            bundle: Its folder's name; none: the same as `name`.
+
+        Raises:
+            NotFoundError: If there is no such bundle.
+            BadInputError: If it cannot be loaded or trusted, or its runtime strays.
+        """
+        folder = self._folders().get(bundle or name)
+        if folder is None or not _NAME.fullmatch(name):
+            known = ", ".join(self.available()) or "none"
+            message = f"no bundle is called {(bundle or name)[:64]!r}; there are: {known}"
+            raise NotFoundError(message)
+        async with self._changes:
+            try:
+                return await self._serve(name, folder)
+            except BundleError as error:
+                told = str(error).replace(str(folder), folder.name)
+                raise BadInputError(told) from error
+
+    async def unload(self, name: str) -> None:
+        """Stop answering under a name; requests that have begun are finished.
+
+        Raises:
+            NotFoundError: If nothing is served under it.
+            ConflictError: If it is the default model.
+        """
+        async with self._changes:
+            if name == self._default_name:
+                message = f"{name!r} is the default model, which stays; load another in its place"
+                raise ConflictError(message)
+            if name not in self._served:
+                self.get(name)
+                message = f"{name[:64]!r} is a fingerprint; unload by name"
+                raise NotFoundError(message)
+            self._tell(self._served.pop(name), present=False)
+
+    async def check(self, *, seconds: float | None) -> None:
+        """Run every model; raises what the first broken one raises, TimeoutError if it is stuck."""
+        for model in self.served():
+            await model.embedder.check(seconds=seconds)
+
+    async def _serve(self, name: str, folder: Path) -> ServedModel:
+        encoder, captioner, figures = await asyncio.to_thread(_gated, folder, self._settings)
+        embedder = Embedder(
+            encoder, self._settings, self._metrics, workers=self.workers, cache=self._cache
+        )
+        await embedder.check(seconds=None)  # warm up, and fail before anybody is sent here
+        writer = None
+        if captioner is not None:
+            most = self._settings.max_waiting
+            writer = CaptionWriter(captioner, embedder, workers=self.workers, max_waiting=most)
+        model = ServedModel(name=name, embedder=embedder, figures=figures, writer=writer)
+        replaced = self._served.get(name)
+        self._served[name] = model
+        if replaced is not None:
+            self._tell(replaced, present=False)
+        self._tell(model, present=True)
+        return model
+
+    def _tell(self, model: ServedModel, *, present: bool) -> None:
+        labels = (model.name, model.info.fingerprint, model.embedder.runtime)
+        if present:
+            self._metrics.model.labels(*labels).set(1)
+        else:
+            self._metrics.model.remove(*labels)
+
+    def _folders(self) -> dict[str, Path]:
+        """Bundles by name, as they lie there now: a request can name nothing else."""
+        root = self._settings.models
+        if root is None or not root.is_dir():
+            return {}
+        return {
+            path.name: path
+            for path in root.iterdir()
+            if _NAME.fullmatch(path.name) and (path / "bundle.json").is_file()
+        }
+
+
+def _gated(
+    folder: Path, settings: ServingSettings
+) -> tuple[Encoder, Captioner | None, tuple[Figures, ...]]:
+    """The bundle in the runtime asked for.
+
+    Its torch model is let go where another runtime computes, unless it writes captions.
+    """
+    bundle = load_bundle(folder)
+    cache = settings.runtimes or default_cache(folder)
+    if settings.runtime == "auto":
+        choice = fastest_runtime(bundle, device=settings.device, cache=cache)
+    else:
+        choice = gated_runtime(settings.runtime, bundle, device=settings.device, cache=cache)
+    writes = bundle.info.model_kind == "coca"
+    captioner = Captioner(bundle, device=settings.device) if writes else None
+    return Encoder(bundle, runtime=choice.runtime), captioner, choice.figures

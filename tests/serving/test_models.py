@@ -1,0 +1,131 @@
+"""Several models at once: names, loading, swapping, and what a request may name."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from serving.app import create_app
+from serving.settings import ServingSettings
+from tests.serving.wire import data_url, picture, problem
+from tests.support import tiny_bundle
+from vlm.errors import BundleError
+from vlm.inference import Encoder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two bundles, one that was altered, and what is none."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_bundle(folder / "first", seed=1)
+    tiny_bundle(folder / "second", seed=2)
+    tiny_bundle(folder / "altered", seed=3)
+    (folder / "altered/tokenizer_config.vlm.json").write_text("{}")
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.fixture
+def client(bundle: Path, models: Path, tmp_path: Path) -> Iterator[TestClient]:
+    settings = ServingSettings(bundle=bundle, index=tmp_path, models=models, preload=["first"])
+    with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
+        yield client
+
+
+def row(client: TestClient, model: str | None, text: str = "red") -> list[float]:
+    answer = client.post("/v1/embeddings", json={"input": text, "model": model})
+    assert answer.status_code == 200, answer.text
+    found: list[float] = answer.json()["data"][0]["embedding"]
+    return found
+
+
+def expected(folder: Path, text: str = "red") -> Any:
+    return pytest.approx(Encoder.load(folder).encode_texts([text])[0].tolist(), abs=1e-5)
+
+
+def test_each_request_is_answered_by_the_model_it_names(
+    client: TestClient, bundle: Path, models: Path
+) -> None:
+    listed = client.get("/v1/models").json()
+    assert [model["id"] for model in listed["data"]] == ["tiny", "first"]
+    assert listed["available"] == ["altered", "first", "second"]
+    assert listed["data"][0]["metrics"] == {"zero_shot": {}}
+    assert row(client, None) == row(client, "tiny") == expected(bundle)
+    first = expected(models / "first")
+    assert row(client, "first") == row(client, listed["data"][1]["fingerprint"]) == first
+    assert row(client, "first") != row(client, "tiny")
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["red"]}
+    infer = client.post("/v2/models/first/infer", json={"inputs": [tensor]}).json()
+    assert (infer["model_name"], infer["outputs"][0]["data"]) == ("first", first)
+    assert client.get("/v2/models/first/ready").json()["ready"]
+    body = {"images": [data_url(picture())], "labels": ["a", "b"], "model": "first"}
+    classified = client.post("/v1/classify", json=body).json()
+    assert classified["model"] == listed["data"][1]["fingerprint"]
+    body = {"queries": ["a"], "candidates": ["a"], "model": "first"}
+    assert client.post("/v1/similarity", json=body).json()["model"] == classified["model"]
+    for path, unknown in (("embeddings", {"input": "x"}), ("similarity", body), ("classify", None)):
+        asked = unknown or {"images": [data_url(picture())], "labels": ["a"]}
+        answer = client.post(f"/v1/{path}", json={**asked, "model": "third"})
+        assert "no model is called 'third'; served: 'tiny', 'first'" in problem(answer, 404)
+
+
+def test_a_model_is_loaded_swapped_and_unloaded_by_name(client: TestClient, models: Path) -> None:
+    loaded = client.post("/v1/models/second/load").json()
+    assert (loaded["id"], loaded["bundle"]) == ("second", "tiny")
+    assert row(client, "second") == expected(models / "second")
+    swapped = client.post("/v1/models/second/load", json={"bundle": "first"})
+    assert swapped.status_code == 200
+    assert row(client, "second") == expected(models / "first")
+    text = client.get("/metrics").text
+    assert text.count('vlm_model_info{fingerprint="' + loaded["fingerprint"]) == 0
+    assert client.post("/v1/models/second/unload").status_code == 204
+    problem(client.post("/v1/embeddings", json={"input": "x", "model": "second"}), 404)
+    problem(client.post("/v1/models/second/unload"), 404)
+
+
+def test_the_default_model_can_be_swapped_and_the_collection_stays_with_its_own(
+    client: TestClient, models: Path, bundle: Path
+) -> None:
+    client.post("/v1/items", json={"items": [{"id": "red", "text": "red"}]})
+    assert client.post("/v1/models/tiny/load", json={"bundle": "second"}).status_code == 200
+    assert row(client, None) == expected(models / "second")
+    hit = client.post("/v1/search", json={"text": "red"}).json()["results"][0]
+    assert hit["score"] == pytest.approx(1, abs=1e-5)  # by the model that made the vectors
+    assert client.get("/readyz").status_code == 200
+    assert "default model, which stays" in problem(client.post("/v1/models/tiny/unload"), 409)
+
+
+def test_what_cannot_be_loaded_changes_nothing(client: TestClient, models: Path) -> None:
+    before = row(client, "first")
+    said = problem(client.post("/v1/models/first/load", json={"bundle": "altered"}), 422)
+    assert "altered since export" in said
+    assert str(models) not in said
+    for bundle in ("absent", "empty", "../models/first", str(models / "first"), "."):
+        problem(client.post("/v1/models/first/load", json={"bundle": bundle}), 404)
+    problem(client.post("/v1/models/a%2fb/load", json={"bundle": "first"}), 404)
+    assert row(client, "first") == before
+
+
+def test_requests_that_began_with_a_model_end_with_it(client: TestClient) -> None:
+    services = client.app.state.services  # type: ignore[attr-defined] # the client types it as ASGI
+    held = services.registry.get("first")
+    before = row(client, "first")
+    client.post("/v1/models/first/load", json={"bundle": "second"})
+    assert row(client, "first") != before
+    assert client.portal is not None
+    rows = client.portal.call(held.embedder.text_rows, ["red"])
+    np.testing.assert_allclose(rows[0], before, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("preload", "said"), [(["absent"], "no bundle 'absent'"), (["tiny"], "no bundle 'tiny'")]
+)
+def test_a_preload_that_is_not_there_stops_the_start(
+    bundle: Path, models: Path, tmp_path: Path, preload: list[str], said: str
+) -> None:
+    settings = ServingSettings(bundle=bundle, index=tmp_path, models=models, preload=preload)
+    with pytest.raises(BundleError, match=said), TestClient(create_app(settings)):
+        pass

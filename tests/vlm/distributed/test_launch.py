@@ -1,0 +1,88 @@
+"""A scheduler sees from the exit code of a node what became of its ranks."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from vlm.cli.train import RESUME_ME
+from vlm.distributed import launch
+
+WORKER = """
+import os, signal, sys, time
+from pathlib import Path
+if sys.argv[1] == "wait":
+    def stop(number, frame):
+        time.sleep(0.5)  # the checkpoint
+        Path(f"saved-{os.environ['RANK']}").touch()
+        sys.exit(75)
+    signal.signal(signal.SIGTERM, stop)
+    Path(f"up-{os.environ['RANK']}").touch()
+    time.sleep(120)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+def failure(code: int, timestamp: int = 0) -> ProcessFailure:
+    found = ProcessFailure(local_rank=0, pid=1, exitcode=code, error_file="<N/A>")
+    found.timestamp = timestamp
+    return found
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([75, 75], 75),
+        ([1, 2], 2),
+        ([1, 75], 75),
+        ([-signal.SIGKILL, 1], 128 + signal.SIGKILL),
+        ([3], 3),
+    ],
+)
+def test_what_workers_ended_with_decides_what_the_node_ends_with(
+    codes: list[int], expected: int
+) -> None:
+    failures = {rank: failure(code, timestamp=rank) for rank, code in enumerate(codes)}
+    assert launch.exit_code(failures) == expected
+
+
+def test_the_code_that_means_resume_is_the_trainers() -> None:
+    assert launch.RESUME_ME == RESUME_ME
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    (tmp_path / "worker.py").write_text(WORKER)
+    return [sys.executable, "-m", "vlm.distributed.launch", "--standalone", "--nproc-per-node=2"]
+
+
+@pytest.mark.distributed
+def test_a_mistake_of_the_user_is_told_apart(command: list[str], tmp_path: Path) -> None:
+    done = subprocess.run([*command, "worker.py", "2"], cwd=tmp_path, env=environment())
+    assert done.returncode == 2
+
+
+@pytest.mark.distributed
+def test_a_signalled_node_lets_its_ranks_save_and_asks_to_be_resumed(
+    command: list[str], tmp_path: Path
+) -> None:
+    process = subprocess.Popen([*command, "worker.py", "wait"], cwd=tmp_path, env=environment())
+    try:
+        while not all((tmp_path / f"up-{rank}").exists() for rank in (0, 1)):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == RESUME_ME
+    finally:
+        process.kill()
+    assert {path.name for path in tmp_path.glob("saved-*")} == {"saved-0", "saved-1"}
+
+
+def environment() -> dict[str, str]:
+    root = str(Path(__file__).parents[3])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
