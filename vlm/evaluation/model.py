@@ -15,8 +15,8 @@ from vlm.inference import Bundle, Captioner, Encoder, ModalityMeans
 from vlm.inference.runtimes.pytorch import TorchRuntime
 from vlm.models import CoCa, Model
 from vlm.preprocess import (
+    AnyTokenizerConfig,
     ImageConfig,
-    TokenizerConfig,
     build_tokenizer,
     decode_image,
     decode_picture,
@@ -81,7 +81,7 @@ def subject_of_model(
     model: Model,
     *,
     image: ImageConfig,
-    tokenizer: TokenizerConfig,
+    tokenizer: AnyTokenizerConfig,
     name: str,
     dim: int,
     device: str = "cpu",

@@ -46,20 +46,22 @@ def print_summary(evaluation: Evaluation, console: Console) -> None:
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Each figure of both models, and whether the queries show a difference."""
-    table = Table(
-        title=f"{comparison.model.name} against {comparison.against.name}", title_justify="left"
-    )
-    for column in ("task", "figure", "first", "second", "difference", "verdict"):
-        table.add_column(column, justify="left" if column in ("task", "figure", "verdict") else
-                         "right", no_wrap=column not in ("task", "figure"))  # fmt: skip
+    first, second = comparison.model.name, comparison.against.name
     for key, figures in comparison.differences.items():
-        for name, found in figures.items():
+        kind, _, name = key.replace("_", " ").partition("/")
+        title = f"{kind}, {name}: {first} against {second}"
+        table = Table(title=title, title_justify="left")
+        for column in ("figure", "first", "second", "difference", "verdict"):
+            left = column in ("figure", "verdict")
+            table.add_column(column, justify="left" if left else "right", no_wrap=True)
+        for figure, found in figures.items():
+            short = figure.replace("_to_", "→").replace(".recall", " R@")
             table.add_row(
-                _spoken(key), name.replace("_", " ").replace(".", ", "), f"{found.value:.3f}",
-                f"{found.against:.3f}",
+                short.replace(".", " ").replace("_", " "),
+                f"{found.value:.3f}", f"{found.against:.3f}",
                 f"{found.difference.low:+.3f} to {found.difference.high:+.3f}", found.verdict,
             )  # fmt: skip
-    console.print(table)
+        console.print(table)
 
 
 def _table(

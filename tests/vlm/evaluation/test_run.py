@@ -14,10 +14,12 @@ from vlm.errors import BundleError, ConfigError, DataError
 from vlm.evaluation import (
     Evaluation,
     EvaluationConfig,
+    compare,
     embed_shards,
     evaluate,
     evaluate_with_evidence,
     modality_means,
+    print_comparison,
     print_summary,
     subject_of_encoder,
     write_report,
@@ -160,6 +162,32 @@ def test_the_report_is_one_page_that_loads_nothing_and_comes_out_the_same_again(
     print_summary(evaluation, Console(file=output, width=120))
     for shown in (f"{zero_shot.top1:.1%}", "6.25%", "few shot", "mixed retrieval", "opta"):
         assert shown in output.getvalue()
+
+
+def test_two_models_are_compared_on_the_page_and_in_the_terminal(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "shards", 32)
+    settings = config(tmp_path, TASKS[:2])
+    subjects = []
+    for seed in (0, 1):
+        tiny_bundle(tmp_path / str(seed), seed=seed)
+        subjects.append(subject_of_encoder(Encoder.load(tmp_path / str(seed))))
+    with (
+        evaluate_with_evidence(subjects[0], settings) as (ours, our),
+        evaluate_with_evidence(subjects[1], settings) as (theirs, their),
+    ):
+        comparison = compare(ours, our, theirs, their, seed=0)
+        write_report(tmp_path / "report.html", ours, settings, our, comparison)
+    assert list(comparison.differences) == ["zero_shot/t", "retrieval/t"]
+    top1 = comparison.differences["zero_shot/t"]["top1"]
+    first, second = ours.results["zero_shot/t"], theirs.results["zero_shot/t"]
+    assert isinstance(first, ZeroShotResult)
+    assert isinstance(second, ZeroShotResult)
+    assert (top1.value, top1.against) == (first.top1, second.top1)
+    assert "Against tiny" in (tmp_path / "report.html").read_text()
+    output = io.StringIO()
+    print_comparison(comparison, Console(file=output, width=80))
+    assert "retrieval, t: tiny against tiny" in output.getvalue()
+    assert "image→text R@10" in output.getvalue()
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task["type"])

@@ -46,12 +46,20 @@ def test_models_that_cannot_be_averaged_are_refused(tmp_path: Path) -> None:
     tiny_bundle(tmp_path / "a")
     config = DualEncoderConfig.model_validate({**TINY_MODEL, "dim": 8})
     model_cfg = config.open_clip_config(image_size=32, context_length=12)
-    for name, image in (("narrow", ImageConfig(size=32)),):
-        save_bundle(
-            tmp_path / name, DualEncoder(model_cfg), name=name, open_clip_config=model_cfg,
-            image=image, tokenizer=TokenizerConfig(context_length=12),
-        )  # fmt: skip
+    save_bundle(
+        tmp_path / "narrow", DualEncoder(model_cfg), name="narrow", open_clip_config=model_cfg,
+        image=ImageConfig(size=32), tokenizer=TokenizerConfig(context_length=12),
+    )  # fmt: skip
+    same = DualEncoderConfig.model_validate(TINY_MODEL)
+    model_cfg = same.open_clip_config(image_size=32, context_length=12)
+    save_bundle(
+        tmp_path / "grey", DualEncoder(model_cfg), name="grey", open_clip_config=model_cfg,
+        image=ImageConfig(size=32, mean=(0.5, 0.5, 0.5)),
+        tokenizer=TokenizerConfig(context_length=12),
+    )  # fmt: skip
     a, narrow, out = tmp_path / "a", tmp_path / "narrow", tmp_path / "out"
+    with pytest.raises(BundleError, match="grey and .*a differ in their image settings"):
+        make_soup([a, tmp_path / "grey"], out, alpha=None, shards=[])
     with pytest.raises(BundleError, match="another architecture than .*a: .* weights differ"):
         make_soup([a, narrow], out, alpha=None, shards=[])
     with pytest.raises(BundleError, match=r"alpha=0.5 needs exactly two, .* got 3"):
