@@ -6,6 +6,7 @@ find what it misses: captions lie a modality gap away from the pictures that an 
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -124,8 +125,8 @@ def tune(
 def measure(store: Store, queries: Mapping[QueryKind, np.ndarray], *, target: float) -> Measurement:
     """The recall of a store's index against its own exact search.
 
-    The least slow effort is chosen that reaches the target for every kind of query; exact search
-    if none does, or if it is no slower.
+    The least slow effort is chosen that reaches the target for every kind of query, by more than
+    the standard error of so few of them; exact search if none does, or if it is no slower.
     """
     truth, milliseconds = _searched(store, queries, None)
     curve = [Point(effort=None, recall=_shares(truth, truth), milliseconds=milliseconds)]
@@ -135,7 +136,7 @@ def measure(store: Store, queries: Mapping[QueryKind, np.ndarray], *, target: fl
         curve.append(point)
         if _worst(point) >= _ENOUGH:
             break
-    enough = [point for point in curve if _worst(point) >= target]
+    enough = [point for point in curve if _surely(point, truth) >= target]
     return Measurement(
         items=store.count(),
         target=target,
@@ -198,6 +199,15 @@ def _shares(found: Found, truth: Found) -> dict[QueryKind, float]:
         / max(1, sum(map(len, truth[kind])))
         for kind in truth
     }
+
+
+def _surely(point: Point, truth: Found) -> float:
+    """The worst recall less its standard error: of other queries, most will reach it too."""
+    least = 1.0
+    for kind, share in point.recall.items():
+        answers = max(1, sum(map(len, truth[kind])))
+        least = min(least, share - math.sqrt(share * (1 - share) / answers))
+    return least
 
 
 def _worst(point: Point) -> float:
