@@ -254,8 +254,7 @@ class Collections:
             return
         for kind, share in found.chosen.recall.items():
             self._metrics.collection_recall.labels(collection.name, kind).set(share)
-        fast = [point for point in found.curve if point.effort is not None]
-        if fast and found.chosen.effort is None:
+        if found.index_misses_target:
             _log.warning(
                 "the index misses too much at every effort; searches are exact, and slower",
                 extra={"collection": collection.name, "target": found.target},

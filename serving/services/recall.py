@@ -35,7 +35,8 @@ Found = dict[QueryKind, list[set[str]]]
 HELD_OUT: Final = 64
 """Queries of each kind."""
 _LIMIT: Final = 10
-_EFFORTS: Final = tuple(Effort(p, r) for p in (4, 8, 16, 32, 64, 128) for r in (5, 20))
+_PROBES: Final = (2, 4, 8, 16, 32, 64, 128)
+_REFINE: Final = (5, 20, 80)
 _ENOUGH: Final = 0.999
 _GROWTH: Final = 1.25
 _REBUILD_GROWTH: Final = 4.0
@@ -71,6 +72,12 @@ class Measurement:
     def meets_target(self) -> bool:
         """Whether every kind of query finds enough."""
         return _worst(self.chosen) >= self.target
+
+    @property
+    def index_misses_target(self) -> bool:
+        """Whether there is an index that finds too little at every effort."""
+        indexed = [point for point in self.curve if point.effort is not None]
+        return bool(indexed) and max(map(_worst, indexed)) < self.target
 
 
 def held_out_queries(
@@ -130,12 +137,18 @@ def measure(store: Store, queries: Mapping[QueryKind, np.ndarray], *, target: fl
     """
     truth, milliseconds = _searched(store, queries, None)
     curve = [Point(effort=None, recall=_shares(truth, truth), milliseconds=milliseconds)]
-    for effort in _EFFORTS if store.is_indexed else ():
-        found, milliseconds = _searched(store, queries, effort)
-        point = Point(effort=effort, recall=_shares(found, truth), milliseconds=milliseconds)
-        curve.append(point)
-        if _worst(point) >= _ENOUGH:
-            break
+    before: list[dict[QueryKind, float]] = []
+    for probes in _PROBES if store.is_indexed else ():
+        for effort in (Effort(probes, refine) for refine in _REFINE):
+            found, milliseconds = _searched(store, queries, effort)
+            shares = _shares(found, truth)
+            curve.append(Point(effort=effort, recall=shares, milliseconds=milliseconds))
+            if min(shares.values(), default=1.0) >= _ENOUGH:
+                break
+        now = [point.recall for point in curve[-len(_REFINE) :]]
+        if now == before or _worst(curve[-1]) >= _ENOUGH:
+            break  # further probes look into nothing new, or there is nothing more to find
+        before = now
     enough = [point for point in curve if _surely(point, truth) >= target]
     return Measurement(
         items=store.count(),

@@ -7,7 +7,6 @@ exact similarity: graph indexes at usual settings miss a quarter of the cross-mo
 
 import json
 import logging
-import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ _INFO = "collection.json"
 _FORMAT = 2
 _WRITES_BEFORE_OPTIMIZE = 50
 _TIE_MARGIN = 16
-_MAX_PARTITIONS = 4096
 # Another process may write, as `vlm index` beside a running server does: look this often.
 _REFRESH = timedelta(seconds=1)
 # Every write leaves a version; readers that began before are long done after this.
@@ -169,13 +167,10 @@ class EmbeddedStore:
         return any(index.columns == ["vector"] for index in self._table.list_indices())
 
     def build_index(self) -> None:
-        count = self.count()
-        partitions = max(1, min(_MAX_PARTITIONS, round(math.sqrt(count))))
-        # RaBitQ rotates and packs eight dimensions a byte.
+        # RaBitQ packs eight dimensions a byte. How many partitions there are is left to LanceDB,
+        # which joins and splits them anyway when it takes new rows in.
         kind = IvfRq if self.dim % 8 == 0 else IvfFlat
-        self._table.create_index(
-            "vector", config=kind(distance_type="cosine", num_partitions=partitions)
-        )
+        self._table.create_index("vector", config=kind(distance_type="cosine"))
         self._table.create_index("facets", config=LabelList())
         self._table.create_index("id", config=BTree())
 

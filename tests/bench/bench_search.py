@@ -103,8 +103,8 @@ def write_vectors(folder: Path, items: int, gap: float) -> None:
         "image": nearest(rows, queries["image"]),
         "filtered": tenth[nearest(rows[tenth], queries["text"])],
     }
-    np.savez(folder / "queries.npz", **queries)
-    np.savez(folder / "truth.npz", **truth)
+    np.savez(folder / "queries.npz", **queries)  # type: ignore[arg-type] # not allow_pickle
+    np.savez(folder / "truth.npz", **truth)  # type: ignore[arg-type] # not allow_pickle
 
 
 def nearest(rows: np.ndarray, queries: np.ndarray) -> np.ndarray:

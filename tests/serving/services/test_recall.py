@@ -53,7 +53,7 @@ def test_recall_is_the_share_of_what_exact_search_finds() -> None:
     assert by_effort[None] == {"text": 1, "image": 1}
     assert by_effort[Effort(4, 5)] == {"text": 0.4, "image": 0.4}
     assert by_effort[Effort(8, 5)] == {"text": 0.8, "image": 0.8}
-    assert Effort(32, 5) not in by_effort  # 16 probes find everything: no need to look further
+    assert Effort(16, 20) not in by_effort  # 16 probes find everything: no need to look further
     assert found.queries == {"text": 3, "image": 2}
     assert found.meets_target
     assert min(found.chosen.recall.values()) >= 0.75
@@ -62,7 +62,13 @@ def test_recall_is_the_share_of_what_exact_search_finds() -> None:
 def test_an_index_that_never_reaches_the_target_is_not_used() -> None:
     found = measure(coarse(1), QUERIES, target=0.95)
     assert found.chosen.effort is None
-    assert len(found.curve) == 13
+    assert found.index_misses_target
+    assert not measure(coarse(16), QUERIES, target=0.95).index_misses_target
+
+
+def test_more_probes_are_not_tried_where_they_find_nothing_new() -> None:
+    curve = measure(coarse(0), QUERIES, target=0.95).curve
+    assert [point.effort.probes for point in curve if point.effort] == [2, 2, 2, 4, 4, 4]
 
 
 def test_queries_are_captions_pictures_and_their_sums() -> None:
