@@ -104,7 +104,7 @@ def write_vectors(folder: Path, items: int, gap: float) -> None:
         "filtered": tenth[nearest(rows[tenth], queries["text"])],
     }
     np.savez(folder / "queries.npz", **queries)  # type: ignore[arg-type] # not allow_pickle
-    np.savez(folder / "truth.npz", **truth)  # type: ignore[arg-type] # not allow_pickle
+    np.savez(folder / "truth.npz", **truth)
 
 
 def nearest(rows: np.ndarray, queries: np.ndarray) -> np.ndarray:

@@ -379,6 +379,45 @@ def test_an_index_misses_little_and_new_items_not_at_all(
         store.optimize()
 
 
+def test_searches_never_fail_while_items_are_written_indexed_and_merged(
+    tmp_path: Path, open_store: OpenStore
+) -> None:
+    store = open_store(tmp_path)
+    stored = items(300)
+    store.upsert(stored[:100])
+    query, where = stored[0].vector, parse_filter({"parity": "even"})
+    ended = threading.Event()
+    problems: list[Exception] = []
+    searched = 0
+
+    def search() -> None:
+        nonlocal searched
+        while not ended.is_set():
+            try:
+                assert store.search(query, 3)[0].id == stored[0].id
+                assert len(store.search(query, 3, where, effort=Effort(probes=4, refine=20))) == 3
+                assert store.search_captions("thing", 3)
+                searched += 1
+            except Exception as error:  # noqa: BLE001 - whatever it is, it must not happen
+                problems.append(error)
+                return
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    for start in range(100, 300, 10):
+        store.upsert(stored[start : start + 10])
+        if start == 150:
+            store.build_index()
+        if start % 70 == 0:
+            store.optimize()
+    store.delete_where(parse_filter({"n": {"gte": 200}}))
+    ended.set()
+    thread.join()
+    assert problems == []
+    assert searched > 0
+    assert store.count() == 200
+
+
 def test_a_snapshot_brings_back_what_was_there(tmp_path: Path) -> None:
     store = EmbeddedStore(tmp_path, fingerprint="f" * 64, dim=8)
     store.upsert(items(5))
