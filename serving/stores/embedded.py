@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ _WRITES_BEFORE_OPTIMIZE = 50
 _TIE_MARGIN = 16
 # Another process may write, as `vlm index` beside a running server does: look this often.
 _REFRESH = timedelta(seconds=1)
-# Every write leaves a version; readers that began before are long done after this.
+# Every write leaves a version; readers that began before are long done after this. Older ones go,
+# but for snapshots and what came after them.
 _KEEP_VERSIONS = timedelta(minutes=10)
 _BY_ID = {"column_name": "id", "ascending": True, "nulls_first": False}
 _PAYLOAD = ["id", "modality", "text", "metadata"]
@@ -176,7 +177,7 @@ class EmbeddedStore:
 
     def optimize(self) -> None:
         with self._write_lock:
-            self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+            self._table.optimize(cleanup_older_than=self._retention())
 
     def snapshot(self, name: str) -> None:
         with self._write_lock:
@@ -200,6 +201,20 @@ class EmbeddedStore:
         with self._write_lock:
             self._check_snapshot(name)
             self._table.tags.delete(name)
+
+    def _retention(self) -> timedelta:
+        """How old a version must be to go.
+
+        LanceDB refuses to clean up at all where that would take a version with a name, so nothing
+        goes that is younger than the oldest snapshot.
+        """
+        named = {tag["version"] for tag in self._table.tags.list().values()}
+        ages = [
+            datetime.now(version["timestamp"].tzinfo) - version["timestamp"]
+            for version in (self._table.list_versions() if named else ())
+            if version["version"] in named
+        ]
+        return max([_KEEP_VERSIONS, *(age + timedelta(minutes=1) for age in ages)])
 
     def _check_snapshot(self, name: str) -> None:
         known = self.snapshots()

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -437,6 +438,25 @@ def test_a_snapshot_brings_back_what_was_there(tmp_path: Path) -> None:
     store.drop_snapshot("before")
     with pytest.raises(NotFoundError, match="no snapshot 'before'; there are: none"):
         store.restore("before")
+
+
+@pytest.mark.filterwarnings("ignore:optimize:UserWarning")  # it warns of no retention at all
+def test_a_snapshot_outlives_the_cleaning_up_of_old_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.stores.embedded._KEEP_VERSIONS", timedelta(0))
+    store = EmbeddedStore(tmp_path, fingerprint="f" * 64, dim=8)
+    store.upsert(items(5))
+    store.snapshot("kept")
+    for number in range(3):
+        store.delete([f"i{number:04d}"])
+    store.optimize()
+    assert store.count() == 2
+    store.restore("kept")
+    assert store.count() == 5
+    store.drop_snapshot("kept")
+    store.optimize()
+    assert store.count() == 5
 
 
 def test_a_folder_of_an_earlier_version_is_refused_in_words(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from vlm.cli.runs import runs
 from vlm.cli.scale import app as scale_app
 from vlm.cli.search import search
 from vlm.cli.serve import serve
+from vlm.cli.snapshots import restore, snapshot, snapshots
 from vlm.cli.soup import soup
 from vlm.cli.train import train
 from vlm.errors import VlmError
@@ -44,7 +45,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
-index_app.command()(migrate)
+for verb in (migrate, snapshot, snapshots, restore):
+    index_app.command()(verb)
 app.add_typer(index_app, name="index")
 app.add_typer(k8s_app, name="k8s")
 app.add_typer(scale_app, name="scale")

@@ -17,6 +17,7 @@ from vlm.cli.index import (
     pairs_of,
     tune,
 )
+from vlm.cli.snapshots import existing_collection
 from vlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -89,18 +90,12 @@ def migrate(
 
 def _source(root: Path, collection: str, to: str) -> "EmbeddedStore":
     from serving.services.aliases import read_aliases  # noqa: PLC0415 - `serve` extra
-    from serving.stores import EmbeddedStore, read_collection_info  # noqa: PLC0415 - with it
 
     name = read_aliases(collections_folder(root)).get(collection, collection)
     if to in (name, collection, "default") or "/" in to or to.startswith("."):
         message = f"{to!r} cannot be the new collection's name; choose another than {name!r}"
         raise DataError(message)
-    folder = collection_folder(root, name)
-    info = read_collection_info(folder)
-    if info is None:
-        message = f"{folder}: no collection there; fill one with vlm index SHARDS"
-        raise DataError(message)
-    return EmbeddedStore(folder, fingerprint=info.fingerprint, dim=info.dim)
+    return existing_collection(root, collection)
 
 
 def _check_pictures(encoder: "Encoder", items: "list[Item]", thumbnails: bool) -> None:

@@ -92,3 +92,21 @@ def test_a_migration_says_what_it_cannot_do(bundle: Path, tmp_path: Path) -> Non
             run(*migrate, name, *options)
     shutil.rmtree(tmp_path / "shards")
     assert "4 items written" in run(*migrate, "second", *options)
+
+
+def test_a_state_is_kept_under_a_name_and_brought_back(bundle: Path, tmp_path: Path) -> None:
+    root = ("--index", tmp_path / "index")
+    with pytest.raises(DataError, match="no collection there"):
+        run("index", "snapshots", *root)
+    write_dataset(tmp_path / "shards", 6)
+    index([tmp_path / "shards"], bundle=bundle, index=tmp_path / "index")
+    assert "none" in run("index", "snapshots", *root)
+    assert "kept 'before'; there are: before" in run("index", "snapshot", "before", *root)
+    info = read_collection_info(tmp_path / "index")
+    assert info is not None
+    store = EmbeddedStore(tmp_path / "index", fingerprint=info.fingerprint, dim=info.dim)
+    store.delete(["s00000", "s00001"])
+    assert "restored 'before': 6 items" in run("index", "restore", "before", *root)
+    assert "there are: none" in run("index", "snapshot", "before", "--drop", *root)
+    with pytest.raises(DataError, match="no snapshot 'before'; there are: none"):
+        run("index", "restore", "before", *root)
