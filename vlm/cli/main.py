@@ -45,8 +45,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
-for verb in (migrate, snapshot, snapshots, restore):
-    index_app.command()(verb)
+for index_verb in (migrate, snapshot, snapshots, restore):
+    index_app.command()(index_verb)
 app.add_typer(index_app, name="index")
 app.add_typer(k8s_app, name="k8s")
 app.add_typer(scale_app, name="scale")
