@@ -79,6 +79,7 @@ def compare(case: dict[str, Any], rounds: int, steps: int) -> dict[str, Any]:
             for name, side in (("open_clip", _open_clip), ("ours", _ours)):
                 out = Path(scratch) / f"{name}{number}"
                 found[name].append(_in_process(partial(side, case, folder, out, steps)))
+                sys.stderr.write(f"{name} {found[name][-1]}\n")
     ratios = {
         key: float(np.median([a[key] / b[key] for a, b in zip(*pair, strict=True)]))
         for key, pair in (

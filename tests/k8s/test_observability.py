@@ -13,6 +13,7 @@ from serving.routes import routers
 from tests.k8s.manifests import K8S, only, pod_of, rendered
 from vlm.cli.metrics import RunFigures
 from vlm.config import load_config
+from vlm.distributed import World
 from vlm.train import TrainConfig
 from vlm.train.telemetry import open_telemetry
 
@@ -26,7 +27,8 @@ def exposed_by_the_server() -> set[str]:
     metrics.batch_items.labels(tower="image").observe(1)
     metrics.queue_items.labels(tower="image").set(1)
     metrics.refusals.labels(status="503").inc()
-    metrics.model.info({"name": "x", "fingerprint": "y", "runtime": "z"})
+    metrics.model.labels("x", "y", "z").set(1)
+    metrics.cache.labels(kind="text", result="hit").inc()
     return samples(metrics.exposition())
 
 
@@ -37,9 +39,10 @@ def samples(exposition: bytes) -> set[str]:
 def exposed_by_a_run(folder: Path) -> set[str]:
     """The record that the trainer writes, through the exporter."""
     folder.mkdir(exist_ok=True)
-    console = Console(quiet=True)
+    place = [f"output={folder.parent}", f"name={folder.name}"]
+    config = load_config(TrainConfig, K8S / "train/train.yaml", place)
     with open_telemetry(
-        console, folder / "metrics.jsonl", start_step=0, total_steps=9, global_batch=4
+        Console(quiet=True), config, World(), start_step=0, total_steps=9
     ) as telemetry:
         telemetry.report(3, {"loss": 0.5, "logit_scale": 14.0, "modality_gap": 0.2})
     registry = CollectorRegistry()
@@ -76,8 +79,10 @@ def test_labels_that_rules_select_by_are_those_of_the_server() -> None:
     assert server.stages._labelnames == ("stage",)
     assert server.batch_items._labelnames == server.queue_items._labelnames == ("tower",)
     assert server.refusals._labelnames == ("status",)
+    assert server.model._labelnames == ("name", "fingerprint", "runtime")
+    assert server.cache._labelnames == ("kind", "result")
     own = {"namespace", "pod", "run", "le", "name", "fingerprint"}
-    known = own | {"method", "route", "status", "stage", "tower"}
+    known = own | {"method", "route", "status", "stage", "tower", "kind", "result"}
     for expression in expressions():
         for names in re.findall(r"by \(([\w, ]+)\)", expression):
             assert set(names.replace(" ", "").split(",")) <= known

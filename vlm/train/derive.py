@@ -95,7 +95,7 @@ def _of_run(path: Path, run: Path, bundle: Bundle) -> Origin:
 
 def _at_checkpoint(bundle: Bundle, folder: Path) -> Bundle:
     """The same model with the weights of another checkpoint."""
-    checkpoint = Checkpoint(folder=folder, step=0, facts={})
+    checkpoint = Checkpoint(folder=folder, step=0, facts={}, numbers={})
     weights = load_weights(checkpoint, ema=True) or load_weights(checkpoint, ema=False)
     assert weights is not None
     try:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,8 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from vlm.distributed import World
 from vlm.train.config import TrainConfig
-from vlm.train.engine import TorchEngine
+from vlm.train.engine import Engine, TorchEngine
 from vlm.train.objective import Objective, global_loss
+from vlm.train.state import EngineState, SavedState
 from vlm.train.step import train_step
 from vlm.types import Batch, DualEncoderOutput
 
@@ -90,6 +90,7 @@ class _WithoutStep:
 
     def __init__(self, engine: TorchEngine) -> None:
         self.model, self.optimizer, self.description = engine.model, engine.optimizer, ""
+        self.scales_loss = engine.scales_loss
         self.forward, self.backward = engine.forward, engine.backward
 
     def synchronising(self, on: bool) -> AbstractContextManager[object]:
@@ -98,10 +99,10 @@ class _WithoutStep:
     def step(self, clip_norm: float | None) -> float:
         return 0.0
 
-    def save_optimizer(self, folder: Path) -> None:
+    def state(self) -> EngineState:
         raise NotImplementedError
 
-    def load_optimizer(self, folder: Path) -> None:
+    def load_state(self, saved: SavedState) -> None:
         raise NotImplementedError
 
 
@@ -124,7 +125,7 @@ def probe_steps(
     # Padding is trimmed to the longest caption, and a large batch has a long one.
     order = (pool.token_ids != 0).sum(dim=1).argsort(descending=True)
 
-    def steps(size: int, engine: TorchEngine | _WithoutStep) -> Callable[[], object]:
+    def steps(size: int, engine: Engine) -> Callable[[], object]:
         rows = order[:size]
         batch = Batch(
             images=pool.images[rows],
@@ -149,6 +150,8 @@ def probe_steps(
         peaks.append(peak_bytes(steps(size, _WithoutStep(engine)), world.device))
         if size == batches[0]:
             engine.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        dim = engine.model.encode_text(pool.token_ids[:1].to(world.device)).shape[1]
     gradients = sum(_size(p.grad) for p in engine.model.parameters() if p.grad is not None)
     clip = config.optim.clip_norm
     step_bytes = peak_bytes(lambda: engine.step(clip), world.device)
@@ -163,7 +166,7 @@ def probe_steps(
         ),
         gradient_bytes=gradients,
         optimizer_bytes=sum(_size(v) for v in state if isinstance(v, Tensor)),
-        loss_bytes=_loss_bytes(config, world),
+        loss_bytes=_loss_bytes(config, dim, world),
     )
 
 
@@ -219,7 +222,7 @@ def _spread(config: TrainConfig, world_size: int) -> tuple[float, float, float]:
     )
 
 
-def _loss_bytes(config: TrainConfig, world: World) -> tuple[int, int]:
+def _loss_bytes(config: TrainConfig, dim: int, world: World) -> tuple[int, int]:
     """Peaks of the loss at random features; captions are not features, so they are left out."""
     terms = [term for term in config.loss if term.type != "caption"]
     peaks = []
@@ -227,7 +230,7 @@ def _loss_bytes(config: TrainConfig, world: World) -> tuple[int, int]:
 
         def evaluate(rows: int = rows) -> None:
             def features() -> Tensor:
-                made = torch.randn(rows, config.model.dim, device=world.device)
+                made = torch.randn(rows, dim, device=world.device)
                 return torch.nn.functional.normalize(made, dim=1).requires_grad_()
 
             scale = torch.full((1,), 10.0, device=world.device, requires_grad=True)

@@ -216,7 +216,7 @@ def test_an_object_that_changed_or_vanished_is_named(
 def test_a_dataset_without_manifest_or_with_a_foreign_table_is_refused(
     bucket: str, folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"manifest\.json: cannot be read"):
+    with pytest.raises(DataError, match=r"manifest\.json: no such object"):
         open_remote(bucket.rsplit("/", 1)[0] + "/nothing", patience(tmp_path))
     store = obstore.store.from_url(bucket, client_options={"allow_http": True})
     data = bytearray((folder / "index.npy").read_bytes())
@@ -333,7 +333,7 @@ def test_damage_in_a_store_is_found_from_afar(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     store = obstore.store.from_url(bucket, client_options={"allow_http": True})
     data = (folder / "drawn-000000.tar").read_bytes()
-    obstore.put(store, "drawn-000000.tar", data[:600] + b"\0" * 100 + data[700:])
+    obstore.put(store, "drawn-000000.tar", data[:520] + b"\xff" + data[521:])
     obstore.delete(store, "drawn-000001.tar")
     obstore.put(store, "drawn-000002.tar", data)
     reports = check_remote_shards(bucket, decode=decode_image)
