@@ -336,7 +336,7 @@ def test_several_processes_answer_alike_and_end_together(bundle: Path, tmp_path:
         end = time.monotonic() + 120
         while not _accepts(address) and time.monotonic() < end:
             time.sleep(0.1)  # the port is named before a process listens on it
-        processes = set()
+        processes: set[str] = set()
         while len(processes) < 2 and time.monotonic() < end:
             with httpx.Client(base_url=found.url, timeout=60) as client:
                 text = client.get("/metrics").text
