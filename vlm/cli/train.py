@@ -31,7 +31,7 @@ def train(
     from vlm.train import train as run_training  # noqa: PLC0415 - with it
 
     settings = load_config(TrainConfig, config, overrides or [])
-    with connected_world(always_join=settings.engine.type == "deepspeed") as world:
+    with connected_world(always_join=settings.engine.type != "torch") as world:
         console = Console(quiet=not world.is_main, soft_wrap=True)
         result = run_training(settings, world=world, console=console, resume=resume)
         if not result.finished:

@@ -5,23 +5,20 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from pickle import UnpicklingError
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm.distributed import World
-from vlm.errors import CheckpointError
 from vlm.models import Model, clamp_logit_scale
 from vlm.train.config import TorchEngineConfig
+from vlm.train.shards import own_pieces
+from vlm.train.state import EngineState, SavedState, fill_optimizer, fill_weights, optimizer_state
 from vlm.types import DualEncoderOutput
 
 __all__ = ["Engine", "TorchEngine", "computes_bf16"]
-
-_OPTIMIZER_FILE = "optimizer.pt"
 
 
 @runtime_checkable
@@ -33,6 +30,8 @@ class Engine(Protocol):
     optimizer: torch.optim.Optimizer
     description: str
     """Device, ranks and precision, for people."""
+    scales_loss: bool
+    """Whether the loss is scaled up for fp16, and a step skipped when a gradient overflows."""
 
     def forward(self, views: Sequence[Tensor], token_ids: Tensor) -> DualEncoderOutput:
         """All views of a micro-batch of images, and its captions."""
@@ -51,11 +50,20 @@ class Engine(Protocol):
         """Clip, step, clear gradients, clamp the logit scale; returns the norm before clipping."""
         ...
 
-    def save_optimizer(self, folder: Path) -> None:
-        """Write the optimizer's state into a checkpoint folder; every rank calls it."""
+    def state(self) -> EngineState:
+        """Weights and optimizer, for a checkpoint; every rank calls it."""
         ...
 
-    def load_optimizer(self, folder: Path) -> None: ...
+    def load_state(self, saved: SavedState) -> None:
+        """Continue from a checkpoint, of any engine and number of ranks; every rank calls it.
+
+        Raises:
+            CheckpointError: If it does not fit the model.
+        """
+        ...
+
+
+_SCALER: Final = "loss scaler/"
 
 
 class TorchEngine:
@@ -70,16 +78,21 @@ class TorchEngine:
     ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.scales_loss = config.precision == "fp16"
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=self.scales_loss)
         self._world = world
-        bf16 = config.precision == "bf16" or (
-            config.precision == "auto" and computes_bf16(world.device)
-        )
-        self._dtype = torch.bfloat16 if bf16 else None
-        self.description = f"{world.size} x {world.device.type}, {'bf16' if bf16 else 'fp32'}"
+        precision = config.precision
+        if precision == "auto":
+            precision = "bf16" if computes_bf16(world.device) else "fp32"
+        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        compiled = ", compiled" if config.compile else ""
+        self.description = f"{world.size} x {world.device.type}, {precision}{compiled}"
         for module in model.modules():  # convolutions run faster with channels innermost
             if isinstance(module, nn.Conv2d):
                 weight = module.weight
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        if config.compile:
+            model.compile()
         self._wrapped: nn.Module = model
         if world.size > 1:
             self._wrapped = DistributedDataParallel(model)
@@ -90,7 +103,7 @@ class TorchEngine:
         return output
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        self._scaler.scale(loss).backward()
 
     def synchronising(self, on: bool) -> AbstractContextManager[object]:
         if on or not isinstance(self._wrapped, DistributedDataParallel):
@@ -99,24 +112,30 @@ class TorchEngine:
 
     def step(self, clip_norm: float | None) -> float:
         limit = float("inf") if clip_norm is None else clip_norm
+        self._scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.optimizer.step()
+        self._scaler.step(self.optimizer)  # not if a gradient overflowed
+        self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         clamp_logit_scale(self.model)
         return float(norm)
 
-    def save_optimizer(self, folder: Path) -> None:
-        if self._world.is_main:
-            torch.save(self.optimizer.state_dict(), folder / _OPTIMIZER_FILE)
+    def state(self) -> EngineState:
+        weights = own_pieces(self.model.state_dict(), self._world)
+        tensors, numbers = optimizer_state(self.model, self.optimizer)
+        for key, value in self._scaler.state_dict().items():
+            numbers[_SCALER + key] = float(value)
+        return EngineState(
+            weights=weights, optimizer=own_pieces(tensors, self._world), numbers=numbers
+        )
 
-    def load_optimizer(self, folder: Path) -> None:
-        path = folder / _OPTIMIZER_FILE
-        try:
-            state = torch.load(path, map_location=self._world.device, weights_only=True)
-            self.optimizer.load_state_dict(state)
-        except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
-            message = f"{path}: cannot restore the optimizer ({error}); remove this checkpoint"
-            raise CheckpointError(message) from error
+    def load_state(self, saved: SavedState) -> None:
+        fill_weights(self.model.state_dict(), saved.weights)
+        fill_optimizer(self.model, self.optimizer, saved.optimizer, saved.numbers)
+        scaler = self._scaler.state_dict()
+        if all(_SCALER + key in saved.numbers for key in scaler):
+            kept = {key: type(value)(saved.numbers[_SCALER + key]) for key, value in scaler.items()}
+            self._scaler.load_state_dict(kept)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._dtype is None:

@@ -1,27 +1,25 @@
 """The training loop, top to bottom."""
 
-import math
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
+from dataclasses import dataclass
 
-import torch
 import yaml
 from rich.console import Console
 from torch import Tensor
 
-from vlm.distributed import World, any_rank
-from vlm.errors import CheckpointError, VlmError
+from vlm.distributed import World, any_rank, watch_ranks
+from vlm.errors import VlmError
 from vlm.files import write_text_whole
 from vlm.optim import learning_rate_factor, set_learning_rates
-from vlm.train.checkpoint import latest_checkpoint, load_weights, save_checkpoint
+from vlm.train.average import update_average
+from vlm.train.checkpoint import open_writer
 from vlm.train.config import TrainConfig
+from vlm.train.faults import FaultWatch, SkippedWindows
+from vlm.train.restore import restore, roll_back
 from vlm.train.setup import Parts, build_parts, resume_facts
+from vlm.train.signals import stop_on_signal
 from vlm.train.step import train_step
-from vlm.train.telemetry import open_telemetry, truncate_metrics
-from vlm.types import LossOutput
+from vlm.train.telemetry import Telemetry, open_telemetry, truncate_metrics
+from vlm.types import Batch
 
 __all__ = ["TrainResult", "train"]
 
@@ -42,71 +40,160 @@ class TrainResult:
 def train(config: TrainConfig, *, world: World, console: Console, resume: bool) -> TrainResult:
     """Run the training that `config` describes, from its last checkpoint if `resume`.
 
-    SIGINT and SIGTERM end it after the step in progress, with a checkpoint saved.
+    SIGINT and SIGTERM end it after the step in progress, with a checkpoint saved. After a fault (a
+    loss that is not finite, say) it goes back to the last checkpoint and leaves out what led there.
 
     Raises:
-        CheckpointError: If the run folder holds checkpoints and `resume` is false, or they belong
-            to another configuration or dataset.
+        CheckpointError: If the run folder holds checkpoints and `resume` is false, they belong
+            to another configuration or dataset, or one cannot be written.
         DataError: If a sample cannot be read.
-        VlmError: If the loss is no longer finite.
+        VlmError: If there are more faults than `config.recovery` allows.
     """
     parts = build_parts(config, world)
     facts = resume_facts(config, parts)
-    start, ema = _restore(config, parts, facts, resume=resume)
+    step, ema = restore(config, parts, facts, resume=resume, world=world, note=console.print)
     if world.is_main:
         _write_config(config)
-        truncate_metrics(config.run_folder / "metrics.jsonl", start)
-    step = start
+        truncate_metrics(config.run_folder / "metrics.jsonl", step)
     with (
-        _stop_on_signal() as stop,
+        stop_on_signal() as stop,
         open_telemetry(
-            console, config, world, start_step=start, total_steps=parts.total_steps
+            console, config, world, start_step=step, total_steps=parts.total_steps
         ) as telemetry,
+        open_writer(
+            config.run_folder / "checkpoints",
+            keep=config.keep_checkpoints,
+            facts=facts,
+            world=world,
+        ) as writer,
+        watch_ranks(world, after_seconds=config.recovery.stuck_after_seconds) as heartbeat,
     ):
-        telemetry.note(_opening(config, parts, start))
+        telemetry.note(_opening(config, parts, step))
         for advice in config.optim.advice():
             telemetry.note(f"note: {advice}")
-        for batch in telemetry.timed(parts.stream.batches(start, parts.total_steps)):
-            factor = learning_rate_factor(
-                config.optim.schedule, step, parts.total_steps, global_batch=config.global_batch
-            )
-            set_learning_rates(parts.engine.optimizer, factor)
-            loss, gradient_norm = train_step(
-                config,
-                parts.engine,
-                parts.objective,
-                batch,
-                micro_batch=parts.micro_batch,
-                step=step,
-                progress=step / parts.total_steps,
-                world=world,
-            )
-            if ema is not None and config.ema_decay is not None:
-                _update_ema(ema, parts.engine.model.state_dict(), config.ema_decay, step)
-            step += 1
+        run = _Run(config=config, parts=parts, world=world, ema=ema, step=step)
+        batches = telemetry.timed(parts.stream.batches(step, parts.total_steps))
+        stopping = False
+        while run.step < parts.total_steps and not stopping:
+            heartbeat.beat(run.step, "waiting for data")
+            batch = next(batches)
+            heartbeat.beat(run.step, "computing")
+            done = None if run.skipped.cover(run.step) else _trained(run, batch)
+            fault = None if done is None else run.watch.fault(done.loss, done.gradient_norm)
+            if any_rank(fault is not None, world):
+                writer.finish()
+                _go_back(run, fault or "another rank met a fault", telemetry)
+                batches = telemetry.timed(parts.stream.batches(run.step, parts.total_steps))
+                continue
+            run.step += 1
+            at_end = run.step == parts.total_steps
 
-            if step % config.log_every == 0 or step == parts.total_steps:
-                figures = _figures(loss, gradient_norm, factor * config.optim.lr)
-                _refuse_non_finite(figures["loss"], step, config)
-                telemetry.report(step, figures | parts.stream.figures(step))
+            if done is not None and (run.step % config.log_every == 0 or at_end):
+                telemetry.report(run.step, done.figures() | parts.stream.figures(run.step))
             telemetry.enter("stalls")
             stopping = any_rank(stop.requested, world)
-            if step % config.checkpoint_every == 0 or step == parts.total_steps or stopping:
+            if run.step % config.checkpoint_every == 0 or at_end or stopping:
                 telemetry.enter("checkpoint")
-                save_checkpoint(
-                    config.run_folder / "checkpoints",
-                    parts.engine,
-                    parts.objective.memory,
-                    ema=ema,
-                    step=step,
-                    facts=facts,
-                    keep=config.keep_checkpoints,
-                    world=world,
-                )
-            if stopping:
-                telemetry.note(f"stopped at step {step}/{parts.total_steps}; checkpoint saved")
-                break
-    return TrainResult(step=step, total_steps=parts.total_steps)
+                heartbeat.beat(run.step, "saving a checkpoint")
+                state, memory = parts.engine.state(), parts.objective.memory.state()
+                writer.save(run.step, state, ema=ema, memory=memory)
+        writer.finish()
+        if stopping:
+            telemetry.note(f"stopped at step {run.step}/{parts.total_steps}; checkpoint saved")
+    return TrainResult(step=run.step, total_steps=parts.total_steps)
+
+
+class _Run:
+    """What a run holds from step to step."""
+
+    def __init__(
+        self,
+        *,
+        config: TrainConfig,
+        parts: Parts,
+        world: World,
+        ema: dict[str, Tensor] | None,
+        step: int,
+    ) -> None:
+        self.config = config
+        self.parts = parts
+        self.world = world
+        self.ema = ema
+        self.step = step
+        self.watch = FaultWatch(config.recovery, overflows=parts.engine.scales_loss)
+        path = config.run_folder / "skipped_windows.jsonl"
+        self.skipped = SkippedWindows(path, config.recovery)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    """How a step went."""
+
+    loss: float
+    gradient_norm: float
+    lr: float
+    statistics: dict[str, Tensor]
+
+    def figures(self) -> dict[str, float]:
+        """For the log."""
+        return {
+            "loss": self.loss,
+            **{name: float(value) for name, value in self.statistics.items()},
+            "gradient_norm": self.gradient_norm,
+            "lr": self.lr,
+        }
+
+
+def _trained(run: _Run, batch: Batch) -> _Done:
+    """Set the learning rate, train on a batch, and move the average of weights."""
+    config, parts = run.config, run.parts
+    factor = learning_rate_factor(
+        config.optim.schedule, run.step, parts.total_steps, global_batch=config.global_batch
+    )
+    set_learning_rates(parts.engine.optimizer, factor)
+    loss, gradient_norm = train_step(
+        config,
+        parts.engine,
+        parts.objective,
+        batch,
+        micro_batch=parts.micro_batch,
+        step=run.step,
+        progress=run.step / parts.total_steps,
+        world=run.world,
+    )
+    if run.ema is not None and config.ema_decay is not None:
+        weights = parts.engine.model.state_dict()
+        update_average(run.ema, weights, decay=config.ema_decay, step=run.step)
+    return _Done(
+        loss=float(loss.total.detach()),
+        gradient_norm=gradient_norm,
+        lr=factor * config.optim.lr,
+        statistics=loss.statistics,
+    )
+
+
+def _go_back(run: _Run, fault: str, telemetry: Telemetry) -> None:
+    """Return to the last checkpoint, to leave out the steps that led to a fault.
+
+    Raises:
+        VlmError: If there is none to return to, or the run has been rolled back too often.
+    """
+    window = run.skipped.add(run.step, fault, write=run.world.is_main)
+    step = roll_back(run.config, run.parts, run.ema, before=window.first_step)
+    if step is None:
+        message = (
+            f"{run.config.run_folder}: {fault} at step {run.step + 1}, and there is no checkpoint "
+            f"from before to go back to. Lower optim.lr, lengthen the warm-up or use "
+            f"engine.precision=fp32, then start a run of another name"
+        )
+        raise VlmError(message)
+    telemetry.note(
+        f"step {run.step + 1}: {fault}; back to step {step}, leaving out "
+        f"{window.last_step - window.first_step + 1} steps up to it"
+    )
+    if run.world.is_main:
+        truncate_metrics(run.config.run_folder / "metrics.jsonl", step)
+    run.step = step
 
 
 def _opening(config: TrainConfig, parts: Parts, start: int) -> str:
@@ -119,102 +206,7 @@ def _opening(config: TrainConfig, parts: Parts, start: int) -> str:
     )
 
 
-def _restore(
-    config: TrainConfig, parts: Parts, facts: dict[str, object], *, resume: bool
-) -> tuple[int, dict[str, Tensor] | None]:
-    """The step to start from and the moving average of weights; loads the last checkpoint."""
-    folder = config.run_folder / "checkpoints"
-    checkpoint = latest_checkpoint(folder)
-    model = parts.engine.model
-    if checkpoint is None:
-        return 0, _copy(model.state_dict()) if config.ema_decay is not None else None
-    if not resume:
-        message = (
-            f"{config.run_folder}: has checkpoints up to step {checkpoint.step}. Continue it with "
-            f"--resume, choose another name (name=...), or remove the folder to start anew"
-        )
-        raise CheckpointError(message)
-    differing = [key for key in facts if checkpoint.facts.get(key) != facts[key]]
-    if differing:
-        message = (
-            f"{checkpoint.folder}: belongs to another run, these differ: {', '.join(differing)}. "
-            f"Restore them, or choose another name (name=...)"
-        )
-        raise CheckpointError(message)
-    weights = load_weights(checkpoint, ema=False)
-    assert weights is not None
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        message = f"{checkpoint.folder}: weights do not fit the configured model ({error})"
-        raise CheckpointError(message) from error
-    parts.engine.load_optimizer(checkpoint.folder)
-    parts.objective.memory.load(checkpoint.folder)
-    ema = None
-    if config.ema_decay is not None:
-        ema = load_weights(checkpoint, ema=True) or _copy(model.state_dict())
-    return checkpoint.step, ema
-
-
-def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-@torch.no_grad()
-def _update_ema(ema: dict[str, Tensor], state: dict[str, Tensor], decay: float, step: int) -> None:
-    """Move the average towards the weights, faster at the start when it holds the random ones."""
-    decay = min(decay, (1 + step) / (10 + step))
-    for name, average in ema.items():
-        if average.is_floating_point():
-            average.lerp_(state[name].to(average.device), 1 - decay)
-        else:
-            average.copy_(state[name])
-
-
-def _figures(loss: LossOutput, gradient_norm: float, lr: float) -> dict[str, float]:
-    statistics = {name: float(value) for name, value in loss.statistics.items()}
-    return {
-        "loss": float(loss.total.detach()),
-        **statistics,
-        "gradient_norm": gradient_norm,
-        "lr": lr,
-    }
-
-
-def _refuse_non_finite(loss: float, step: int, config: TrainConfig) -> None:
-    if not math.isfinite(loss):
-        message = (
-            f"{config.run_folder}: the loss is {loss} at step {step}. The last checkpoint is from "
-            f"before; lower optim.lr, lengthen the warm-up or use engine.precision=fp32, then "
-            f"start a run of another name"
-        )
-        raise VlmError(message)
-
-
 def _write_config(config: TrainConfig) -> None:
     config.run_folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     write_text_whole(config.run_folder / "config.yaml", text)
-
-
-@dataclass
-class _Stop:
-    requested: bool = field(default=False)
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[_Stop]:
-    """Turn the first SIGINT or SIGTERM into a flag; a second SIGINT interrupts at once."""
-    stop = _Stop()
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.requested = True
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vlm.distributed import World, sum_over_ranks
@@ -84,13 +84,12 @@ class LossMemory:
         for name, values in self._samples.items():
             values[places[chosen]] = memory.samples[name].detach().cpu()[chosen].to(values.dtype)
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part into a checkpoint folder; every rank calls it."""
+    def state(self) -> dict[str, Tensor]:
+        """This rank's part, for a checkpoint; the very tensors that the next step changes."""
         tensors = {_RUN + name: value.reshape(1) for name, value in self._run.items()}
         if self._samples:
             tensors |= {_IDS: self._ids, **self._samples}
-        if tensors:
-            save_file(tensors, folder / f"memory-{self._world.rank:05d}.safetensors")
+        return tensors
 
     def load(self, folder: Path) -> None:
         """Read this rank's part from the parts of all ranks that wrote the checkpoint.

@@ -26,6 +26,7 @@ from vlm.preprocess import build_tokenizer, prepare_image, stack_images, tokeniz
 from vlm.train.checkpoint import latest_checkpoint
 from vlm.train.config import TrainConfig
 from vlm.train.engine import Engine, TorchEngine
+from vlm.train.fsdp_engine import FsdpEngine, shard_model
 from vlm.train.memory import LossMemory
 from vlm.train.objective import Objective
 from vlm.train.teacher import load_teacher
@@ -119,7 +120,7 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         size=world.size,
     )
     # A run that is resumed has weights of its own, and what it started from may be gone.
-    fresh = latest_checkpoint(config.run_folder / "checkpoints") is None
+    fresh = latest_checkpoint(config.run_folder / "checkpoints", check=False) is None
     model = build_model(config, initial_weights=fresh).to(world.device)
     facts = _data_facts(config, opened)
     fingerprints = [fact["fingerprint"] for fact in facts]
@@ -243,10 +244,14 @@ def _build_objective(config: TrainConfig, sources: list[Source], world: World) -
 
 
 def _build_engine(config: TrainConfig, model: Model, world: World, micro_batch: int) -> Engine:
+    if config.engine.type == "fsdp":
+        shard_model(model, config.engine, world)
     depths = parameter_depths(name for name, _ in model.named_parameters())
     optimizer = build_optimizer(model.named_parameters(), config.optim, depth=depths.get)
     if config.engine.type == "torch":
         return TorchEngine(model, optimizer, config.engine, world)
+    if config.engine.type == "fsdp":
+        return FsdpEngine(model, optimizer, config.engine, world)
     from vlm.train.deepspeed_engine import DeepSpeedEngine  # noqa: PLC0415 - optional extra
 
     return DeepSpeedEngine(

@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "runs/parts/checkpoints/step-00000004")
     run(configured(tmp_path, name="parts"), resume=True)
     first, second = (
-        (tmp_path / f"runs/{name}/checkpoints/step-00000004/model.safetensors").read_bytes()
+        (tmp_path / f"runs/{name}/checkpoints/step-00000004/model-00000.safetensors").read_bytes()
         for name in ("whole", "parts")
     )
     assert first == second

@@ -1,0 +1,103 @@
+"""When a run goes wrong: what counts as a fault, and which steps are left out because of it."""
+
+import json
+import math
+import statistics
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vlm.errors import CheckpointError, VlmError
+from vlm.files import write_text_whole
+from vlm.train.config import RecoveryConfig
+
+__all__ = ["FaultWatch", "SkippedWindow", "SkippedWindows"]
+
+_HISTORY = 100
+_ENOUGH = 20
+"""Norms before a leap can be told from the ordinary."""
+
+
+class FaultWatch:
+    """Looks at the figures of every step.
+
+    Args:
+        config: What counts as a fault.
+        overflows: Whether the engine itself skips steps whose scaled gradients overflow.
+    """
+
+    def __init__(self, config: RecoveryConfig, *, overflows: bool) -> None:
+        self._factor = config.spike_factor
+        self._overflows = overflows
+        self._norms: deque[float] = deque(maxlen=_HISTORY)
+
+    def fault(self, loss: float, gradient_norm: float) -> str | None:
+        """What is wrong with a step, or nothing."""
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(gradient_norm):
+            return None if self._overflows else f"the gradient's norm is {gradient_norm}"
+        if self._factor is not None and len(self._norms) >= _ENOUGH:
+            usual = statistics.median(self._norms)
+            if gradient_norm > self._factor * usual:
+                return f"the gradient's norm leapt from {usual:.4g} to {gradient_norm:.4g}"
+        self._norms.append(gradient_norm)
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedWindow:
+    """Steps that are not trained on, counted from 0."""
+
+    first_step: int
+    last_step: int
+    reason: str
+
+
+class SkippedWindows:
+    """The steps a run leaves out, kept in a file so that a resumed run leaves out the same.
+
+    Args:
+        path: `skipped_windows.jsonl` in the run's folder.
+        config: The budget, and the size of a window.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+    """
+
+    def __init__(self, path: Path, config: RecoveryConfig) -> None:
+        self._path = path
+        self._config = config
+        self._windows: list[SkippedWindow] = []
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            self._windows = [SkippedWindow(**json.loads(line)) for line in lines]
+        except (OSError, ValueError, TypeError) as error:
+            message = f"{path}: damaged ({error}); without it the run would not repeat itself"
+            raise CheckpointError(message) from error
+
+    def cover(self, step: int) -> bool:
+        """Whether this step, counted from 0, is left out."""
+        return any(window.first_step <= step <= window.last_step for window in self._windows)
+
+    def add(self, step: int, reason: str, *, write: bool) -> SkippedWindow:
+        """Leave out the steps up to one that went wrong; `write` on one rank alone.
+
+        Raises:
+            VlmError: If the budget is used up.
+        """
+        if len(self._windows) >= self._config.max_rollbacks:
+            message = (
+                f"{self._path.parent}: {reason} at step {step + 1}, and the run has been rolled "
+                f"back {len(self._windows)} times, as often as recovery.max_rollbacks allows. "
+                f"Lower optim.lr, lengthen the warm-up or use engine.precision=fp32, then start a "
+                f"run of another name"
+            )
+            raise VlmError(message)
+        first = max(0, step - self._config.skip_steps + 1)
+        window = SkippedWindow(first_step=first, last_step=step, reason=reason)
+        self._windows.append(window)
+        if write:
+            lines = [json.dumps(asdict(known)) + "\n" for known in self._windows]
+            write_text_whole(self._path, "".join(lines))
+        return window
