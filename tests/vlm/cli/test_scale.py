@@ -56,7 +56,7 @@ def count_bytes(world: World) -> dict[str, int]:
         counts["reduced"] += tensor.nbytes
         return reduce(tensor)
 
-    def counted_hook(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def counted_hook(state: None, bucket: Any) -> torch.futures.Future[torch.Tensor]:
         counts["gradients"] += bucket.buffer().nbytes
         future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
         return future.then(lambda f: f.value()[0] / world.size)
