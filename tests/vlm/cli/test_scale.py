@@ -20,10 +20,9 @@ from vlm.distributed import World
 from vlm.losses.terms import ClipTerm
 from vlm.models import DualEncoder, DualEncoderConfig
 from vlm.optim import build_optimizer
-from vlm.train.checkpoint import save_checkpoint
+from vlm.train.checkpoint import open_writer
 from vlm.train.config import TorchEngineConfig, TrainConfig
 from vlm.train.engine import TorchEngine
-from vlm.train.memory import LossMemory
 from vlm.train.objective import global_loss
 
 BATCH, DIM, CONTEXT = 16, 16, 12
@@ -103,10 +102,9 @@ def test_a_checkpoint_takes_the_bytes_of_the_formula(
         parameter.grad = torch.zeros_like(parameter)
     made.step(None)
     state = made.model.state_dict()
-    memory = LossMemory([], np.empty(0, np.int64), World())
-    save_checkpoint(
-        tmp_path, made, memory, ema=state if ema else None, step=1, facts={}, keep=1, world=World()
-    )
+    with open_writer(tmp_path, keep=1, facts={}, world=World()) as writer:
+        writer.save(1, made.state(), ema=state if ema else None, memory={})
+        writer.finish()
     (folder,) = tmp_path.iterdir()
     found = sum(path.stat().st_size for path in folder.iterdir())
     expected = formulas.checkpoint_bytes(
