@@ -55,13 +55,13 @@ def count_bytes(world: World) -> dict[str, int]:
         counts["reduced"] += tensor.nbytes
         return reduce(tensor)
 
-    def counted_hook(state: None, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    def counted_bucket(bucket: Any) -> torch.futures.Future[torch.Tensor]:
         counts["gradients"] += bucket.buffer().nbytes
         future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
         return future.then(lambda f: f.value()[0] / world.size)
 
     if world.size > 1:
-        made._wrapped.register_comm_hook(None, counted_hook)  # type: ignore[operator] # DDP's
+        made._wrapped.register_comm_hook(None, lambda state, bucket: counted_bucket(bucket))  # type: ignore[operator] # DDP's
     own = BATCH // world.size
     images = torch.randn(own, 3, 32, 32)
     output = made.forward([images], torch.randint(1, 99, (own, CONTEXT)))
