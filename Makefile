@@ -12,7 +12,7 @@ NPM := $(if $(shell command -v npm),,$(comma)npm)
 DATA := data/emoji
 RUN := runs/demo
 
-.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-serve clean browser help
+.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-doctor bench-train bench-serve bench-evaluate clean browser help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -79,9 +79,21 @@ bench-data: .venv/.installed-dev ## shards to batches against open_clip's pipeli
 	@test -d build/photos || $(PIP) --no-deps --target build/photos scikit-image scikit-learn
 	@$(BIN)/python -m tests.bench.bench_data --photos build/photos --out build/bench-data.json
 
+bench-doctor: .venv/.installed-dev ## the doctor's forecast of memory against what training takes, as JSON
+	@mkdir -p build
+	@$(BIN)/python -m tests.bench.bench_doctor --out build/bench-doctor.json
+
+bench-train: .venv/.installed-dev ## our training against open_clip's: samples/s and peak memory, as JSON
+	@mkdir -p build
+	@$(BIN)/python -m tests.bench.bench_train --out build/bench-train.json
+
 bench-serve: .venv/.installed-dev ## our server against a plain one, same weights and client, as JSON
 	@mkdir -p build
 	@$(BIN)/python -m tests.bench.bench_serve --out build/bench-serve.json
+
+bench-evaluate: .venv/.installed-dev ## retrieval of 100,000 among 100,000, exact, both ways: time and peak memory, as JSON
+	@mkdir -p build
+	@$(BIN)/python -m tests.bench.bench_evaluate --out build/bench-evaluate.json
 
 # The page is tested in a real Chromium. Without one, and without the right to install it, those
 # tests say so and are skipped.

@@ -4,6 +4,7 @@ import http
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -32,7 +33,9 @@ from serving.tracing import Tracing, otlp_provider
 __all__ = ["create_app"]
 
 _log = logging.getLogger("serving")
+_PROBLEMS = (400, 401, 403, 404, 405, 409, 413, 415, 421, 422, 429, 500, 503, 504)
 _HIDDEN_SCHEMAS = (
+    Problem,
     ItemsRequest,
     InferRequest,
     CaptionRequest,
@@ -71,10 +74,7 @@ def create_app(settings: ServingSettings, *, tracing: Tracing | None = None) -> 
         lifespan=_lifespan(settings, metrics, tracing),
         docs_url=None,
         redoc_url=None,
-        responses={
-            code: {"model": Problem, "description": http.HTTPStatus(code).phrase}
-            for code in (400, 401, 403, 404, 405, 409, 413, 415, 421, 422, 429, 500, 503, 504)
-        },
+        responses={code: _described_problem(code) for code in _PROBLEMS},
     )
     for router in routers:
         app.include_router(router)
@@ -137,6 +137,14 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     return problem_response(error.status_code, str(error.detail), request.scope, headers)
+
+
+def _described_problem(code: int) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        "description": http.HTTPStatus(code).phrase,
+        "content": {"application/problem+json": {"schema": schema}},
+    }
 
 
 def _describe_hidden_schemas(app: FastAPI) -> None:

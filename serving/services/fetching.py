@@ -1,8 +1,8 @@
 """Images from other servers, where that is switched on.
 
-A client chooses the address, so none that only this machine or its network reaches may be asked. A
-name is resolved once, checked, and connected to as it was checked: it cannot point elsewhere a moment
-later. Each redirect goes through all checks again.
+A client chooses the address, so none that only this machine or its network reaches may be asked.
+A name is resolved once, checked, and connected to as it was checked: it cannot point elsewhere a
+moment later. Each redirect goes through all checks again.
 """
 
 import asyncio

@@ -10,6 +10,7 @@ import pytest
 from vlm.config import load_config
 from vlm.evaluation import EvaluationConfig
 from vlm.losses import LossTerm
+from vlm.models import ImageTower, TextTower
 from vlm.train import TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +111,18 @@ def test_every_loss_term_is_in_the_table_of_losses() -> None:
     for term in union:
         name = term.model_fields["type"].default
         assert f"`{name}`" in table
+
+
+def test_every_tower_is_in_the_table_of_models_and_in_a_config() -> None:
+    table = (ROOT / "vlm/models/README.md").read_text()
+    configs = [load_config(TrainConfig, p, []) for p in ROOT.glob("configs/train/*.yaml")]
+    used = {getattr(t, "type", "") for c in configs for t in (c.model.image, c.model.text)}
+    for union in (ImageTower, TextTower):
+        for member in typing.get_args(typing.get_args(union)[0]):
+            tower = typing.get_args(member)[0] if typing.get_args(member) else member
+            name = tower.model_fields["type"].default
+            assert f"| `{name}` |" in table
+            assert name in used | {"resnet"}  # which no preset needs
 
 
 def test_nothing_committed_names_a_machine() -> None:

@@ -1,10 +1,7 @@
 """`vlm data write`: pairs of any kind to shards."""
 
 import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -13,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from vlm.cli.progress import counted, terminated_as_interrupted
 from vlm.cli.train import RESUME_ME
 from vlm.errors import DataError
 
@@ -27,11 +25,17 @@ _LINE_EVERY_SECONDS: Final = 5.0
 
 def write(
     source: Annotated[
-        Path,
-        typer.Argument(help="Images, indexed shards, or a .csv .tsv .jsonl .parquet table."),
+        str,
+        typer.Argument(
+            help="Images, indexed shards or their URL, or a .csv .tsv .jsonl .parquet table."
+        ),
     ],
-    folder: Annotated[
-        Path, typer.Argument(help="Where the shards go; empty, or left by an interrupted call.")
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="{folder}",
+            help="Where the shards go; empty, or left by an interrupted call.",
+        ),
     ],
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
     prefix: Annotated[str, typer.Option(help="What shard names start with.")] = "shard",
@@ -56,6 +60,7 @@ def write(
     caption_column: Annotated[str | None, typer.Option(help="Of a table.")] = None,
 ) -> None:
     """Turn pairs into webdataset shards with a manifest; interrupted, the same call goes on."""
+    from vlm.data.location import local_folder  # noqa: PLC0415 - numpy
     from vlm.data.write_parallel import (  # noqa: PLC0415 - webdataset imports torch
         SKIPPED_NAME,
         WriteOptions,
@@ -63,6 +68,8 @@ def write(
     )
     from vlm.preprocess import reencode_image  # noqa: PLC0415 - torch
 
+    what = "shards are written to a folder; name one, and upload what is in it then"
+    folder = local_folder(target, what=what)
     image: dict[str, Any] = {}
     if size is not None or image_format != "keep":
         image = {
@@ -73,7 +80,7 @@ def write(
         }
     console = Console(soft_wrap=True, highlight=False, markup=False)
     try:
-        with _terminated_as_interrupted(), _Display(console) as display:
+        with terminated_as_interrupted(), _Display(console) as display:
             result = write_dataset(
                 partial(_open_source, source, image_column, caption_column),
                 folder,
@@ -91,18 +98,24 @@ def write(
     except KeyboardInterrupt:
         console.print(f"stopped; {folder} holds whole shards, the same command goes on from them")
         raise typer.Exit(RESUME_ME) from None
-    console.print(f"{result.num_samples} pairs in {result.num_shards} shards: {folder}")
+    shards = counted(result.num_shards, "shard")
+    console.print(f"{counted(result.num_samples, 'pair')} in {shards}: {folder}")
     if result.num_skipped:
         console.print(f"{result.num_skipped} bad samples left out: {folder / SKIPPED_NAME}")
 
 
 def _open_source(
-    path: Path, image_column: str | None, caption_column: str | None, scratch: Path
+    location: str, image_column: str | None, caption_column: str | None, scratch: Path
 ) -> "SampleSource":
+    from vlm.data.manifest import holds_shards  # noqa: PLC0415 - with it
+    from vlm.data.remote import is_url  # noqa: PLC0415 - with it
     from vlm.data.sources.folder import open_folder  # noqa: PLC0415 - numpy
-    from vlm.data.sources.shards import ShardsSource, holds_shards  # noqa: PLC0415 - with it
+    from vlm.data.sources.shards import ShardsSource  # noqa: PLC0415 - with it
     from vlm.data.sources.table import TABLE_SUFFIXES, open_table  # noqa: PLC0415 - pyarrow
 
+    if is_url(location):
+        return ShardsSource(location)
+    path = Path(location)
     if path.is_dir():
         return ShardsSource(path) if holds_shards(path) else open_folder(path)
     if path.suffix in TABLE_SUFFIXES:
@@ -111,16 +124,6 @@ def _open_source(
         )
     message = f"{path}: expected a folder or a table ({' '.join(TABLE_SUFFIXES)})"
     raise DataError(message)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that drafts are removed and workers told."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Display:

@@ -1,26 +1,28 @@
-"""`vlm embed`."""
+"""`vlm embed`: a dataset into files, or a few images and texts."""
 
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from vlm.cli.train import RESUME_ME
-from vlm.config import validate_config
+from vlm.cli.asking import Bundle, Key, KeyFile, Server, client_of
+from vlm.cli.embed_dataset import embed_dataset
+from vlm.cli.embed_items import embed_items
+from vlm.errors import ConfigError
 
 __all__ = ["embed"]
 
-_SAID_EVERY_SECONDS = 10.0
-
 
 def embed(
-    shards: Annotated[str, typer.Argument(help="A dataset: a folder or a URL.")],
-    bundle: Annotated[Path, typer.Option(help="The model.")],
-    out: Annotated[Path, typer.Option(help="Folder of the Parquet files.")],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="One dataset, a folder or a URL; or image files.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
+    bundle: Bundle = Path("runs/demo/bundle"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Of a dataset: folder of Parquet files. Else: .npy, or JSON lines."),
+    ] = None,
     pods: Annotated[
         int | None,
         typer.Option(min=1, help="In an Indexed Job: its completions. Under torchrun: leave out."),
@@ -32,65 +34,38 @@ def embed(
         float, typer.Option(min=0, max=1, help="Part of a shard that may fail to decode.")
     ] = 0.01,
     cache: Annotated[Path | None, typer.Option(help="Where bytes of a URL are kept.")] = None,
+    server: Server = None,
+    key_file: KeyFile = None,
+    key: Key = None,
 ) -> None:
-    """Embed the images of SHARDS into Parquet files, one a shard; run again, it goes on.
+    """Embed a dataset into Parquet files, one a shard; or image files and texts, as rows.
 
-    Several processes share the work: each rank of torchrun, or each pod of an Indexed Job, takes
-    its range of shards. SIGTERM gives up the part in progress and exits with 75, start me again.
+    A dataset's work is shared by processes and goes on when it is started again: each rank of
+    torchrun, or each pod of an Indexed Job, takes its range of shards; SIGTERM exits with 75.
     """
-    from vlm.distributed import share_of_work  # noqa: PLC0415 - torch costs seconds
-    from vlm.inference import Encoder  # noqa: PLC0415 - with it
-    from vlm.inference.embed_shards import EmbedConfig, embed_shards  # noqa: PLC0415 - with it
-
-    tree = {
-        "dtype": dtype,
-        "batch_size": batch_size,
-        "threads": threads,
-        "max_bad_fraction": max_bad,
-        "remote": {} if cache is None else {"cache": cache},
-    }
-    config = validate_config(EmbedConfig, tree, source="options")
-    share = share_of_work(pods=pods)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    encoder = Encoder.load(bundle, device=str(share.device))
-    name = f"share {share.index + 1}/{share.count}"
-    result = embed_shards(
-        encoder,
-        shards,
-        out,
-        share=share,
-        config=config,
-        stopping=stop.is_set,
-        progress=_Lines(console, name),
-    )
-    console.print(
-        f"{name}: {result.embedded} images embedded, {result.skipped} were there already, "
-        f"{result.bad} cannot be decoded: {out}"
-    )
-    if result.stopped:
-        console.print(f"{name}: stopped; the same command goes on")
-        raise typer.Exit(RESUME_ME)
-    if result.complete:
-        console.print(f"all shares are done: {out}/embeddings.json")
-
-
-class _Lines:
-    """Says how far a share is, from time to time."""
-
-    def __init__(self, console: Console, name: str) -> None:
-        self._console = console
-        self._name = name
-        self._start = self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._last < _SAID_EVERY_SECONDS and done < total:
-            return
-        self._last = now
-        rate = done / max(now - self._start, 1e-9)
-        self._console.print(
-            f"{self._name}: {done}/{total} images, {rate:.0f} images/s, "
-            f"ETA {(total - done) / rate:.0f} s"
+    named, texts = inputs or [], text or []
+    if not named and not texts:
+        message = "nothing to embed: name a dataset or image files, or --text 'a red apple'"
+        raise ConfigError(message)
+    datasets = [name for name in named if "://" in name or Path(name).is_dir()]
+    if not datasets:
+        client = None if server is None else client_of(server, key, key_file)
+        embed_items([Path(name) for name in named], texts, out, bundle=bundle, client=client)
+        return
+    if len(named) > 1 or texts or server is not None or out is None:
+        message = (
+            f"{datasets[0]}: a dataset; it is embedded alone, in this process, into a folder: "
+            f"vlm embed {datasets[0]} --out FOLDER"
         )
+        raise ConfigError(message)
+    embed_dataset(
+        datasets[0],
+        bundle,
+        out,
+        pods=pods,
+        dtype=dtype,
+        batch_size=batch_size,
+        threads=threads,
+        max_bad=max_bad,
+        cache=cache,
+    )

@@ -10,15 +10,24 @@ import typer
 from rich.console import Console
 
 import vlm
+from vlm.cli.bench_serve import bench_serve
 from vlm.cli.bundle import app as bundle_app
 from vlm.cli.caption import caption
+from vlm.cli.classify import classify
 from vlm.cli.data import app as data_app
+from vlm.cli.doctor import doctor
 from vlm.cli.embed import embed
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
 from vlm.cli.index import index
+from vlm.cli.k8s import app as k8s_app
+from vlm.cli.metrics import metrics
+from vlm.cli.refine import refine
 from vlm.cli.runs import runs
+from vlm.cli.scale import app as scale_app
+from vlm.cli.search import search
 from vlm.cli.serve import serve
+from vlm.cli.soup import soup
 from vlm.cli.train import train
 from vlm.errors import VlmError
 from vlm.openmp import let_idle_threads_sleep
@@ -34,7 +43,12 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
-for verb in (train, runs, evaluate, export, caption, embed, index, serve):
+app.add_typer(k8s_app, name="k8s")
+app.add_typer(scale_app, name="scale")
+for verb in (
+    doctor, train, runs, evaluate, refine, soup, export, caption,
+    classify, embed, search, index, serve, bench_serve, metrics,
+):  # fmt: skip
     app.command()(verb)
 
 

@@ -1,10 +1,28 @@
-"""How far a long verb is, line by line."""
+"""What long verbs share: how far they are, line by line, and how they are stopped."""
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 
-__all__ = ["StageProgress"]
+__all__ = ["StageProgress", "counted", "terminated_as_interrupted"]
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that drafts are removed and workers told."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts: one shard, two shards."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class StageProgress:

@@ -113,8 +113,9 @@ def augment_images(
     if config.blur_probability:
         rows = torch.nonzero(draws[:, 12] < config.blur_probability).flatten()
         sigma = _LEAST_BLUR + (config.max_blur - _LEAST_BLUR) * draws[rows, 13]
-        rows = rows.to(images.device)
-        changed[rows] = _blurred(changed[rows], sigma.to(images.device), config.max_blur)
+        if len(rows):  # a small batch may have none, and padding refuses an empty one
+            rows = rows.to(images.device)
+            changed[rows] = _blurred(changed[rows], sigma.to(images.device), config.max_blur)
     if config.solarise_probability:
         rows = torch.nonzero(draws[:, 14] < config.solarise_probability).flatten()
         rows = rows.to(images.device)

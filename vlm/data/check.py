@@ -7,28 +7,39 @@ one, so that samples after the damage are found and kept.
 import contextlib
 import functools
 import hashlib
+import io
 import itertools
 import os
 import tarfile
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeVar
 
-from vlm.data.manifest import indexed_shards
+from vlm.data.location import open_location
+from vlm.data.manifest import ShardInfo, indexed_shards
 from vlm.data.parallel import run_jobs
+from vlm.data.remote import RemoteConfig, fetch_shard
 from vlm.data.samples import decode_text_and_metadata
-from vlm.data.scan import split_member_name
+from vlm.data.scan import DAMAGED_FOLDER, shard_paths, split_member_name
 from vlm.errors import DataError
 from vlm.files import open_whole
 
-__all__ = ["DAMAGED_FOLDER", "Damage", "ShardReport", "check_shards"]
+__all__ = ["Damage", "ShardReport", "check_remote_shards", "check_shards"]
 
-DAMAGED_FOLDER: Final = "damaged"
 _BLOCK: Final = 512
+_TAR_MAGIC: Final = b"ustar"
+_MAGIC_AT: Final = 257
+_BLOCKS_AT_ONCE: Final = 2048
+_PACKED: Final = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"PK", "zip"))
+
+_NOT_LISTED: Final = ""
+"""In the place of a checksum."""
 
 Decode = Callable[[bytes], object]
+Job = TypeVar("Job")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +84,7 @@ def check_shards(
     """Read and decode everything in a folder of shards.
 
     Args:
-        folder: Where the shards are; sub-folders are not looked at.
+        folder: Where the shards are, at any depth.
         decode: Raises `DataError` on a bad image; must be picklable if `workers` is above 1.
         repair: Replace each damaged shard by one with its good samples, byte for byte, in one
             rename; the damaged one is kept in `damaged/`. Build the manifest anew afterwards.
@@ -88,13 +99,44 @@ def check_shards(
         DataError: If there is no shard at all, or a repaired one cannot be written.
     """
     listed = {shard.name: shard.sha256 for shard in indexed_shards(folder)}
-    paths = {path.name: path for path in sorted(folder.glob("*.tar"))}
+    paths = shard_paths(folder)
     if not paths and not listed:
         message = f"{folder}: no .tar shards here"
         raise DataError(message)
-    reports = [_gone(name) for name in listed if name not in paths]
-    check = functools.partial(_check_shard, decode=decode, repair=repair)
-    jobs = [(path, listed.get(name)) for name, path in paths.items()]
+    reports = [_lost(name, "the shard is gone") for name in listed if name not in paths]
+    # Without any manifest there is nothing that a shard could be missing from.
+    expected = {name: listed.get(name, _NOT_LISTED if listed else None) for name in paths}
+    check = functools.partial(_check_shard, folder, decode=decode, repair=repair)
+    return _reports(check, list(expected.items()), workers, progress, reports)
+
+
+def check_remote_shards(
+    url: str,
+    *,
+    decode: Decode,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[ShardReport]:
+    """As `check_shards`, of the shards that the manifest of a URL lists, fetched one by one.
+
+    Raises:
+        DataError: If there is no indexed dataset.
+        StoreError: If the store does not answer.
+    """
+    manifest, shards = open_location(url, RemoteConfig())
+    shards.close()
+    check = functools.partial(_check_remote_shard, url, decode=decode)
+    return _reports(check, manifest.shards, workers, progress, [])
+
+
+def _reports(
+    check: Callable[[Job], ShardReport],
+    jobs: Sequence[Job],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+    reports: list[ShardReport],
+) -> list[ShardReport]:
+    """With those of all jobs, in order of names."""
     with contextlib.closing(run_jobs(check, jobs, workers=workers)) as found:
         for done, report in enumerate(found, start=1):
             reports.append(report)
@@ -103,29 +145,51 @@ def check_shards(
     return sorted(reports, key=lambda report: report.shard)
 
 
-def _gone(shard: str) -> ShardReport:
-    damage = Damage(shard=shard, key=None, offset=0, reason="the shard is gone")
+def _lost(shard: str, reason: str) -> ShardReport:
+    damage = Damage(shard=shard, key=None, offset=0, reason=reason)
     return ShardReport(shard=shard, num_good=0, damages=(damage,))
 
 
-def _check_shard(job: tuple[Path, str | None], *, decode: Decode, repair: bool) -> ShardReport:
-    path, sha256 = job
-    shard = path.name
-    with path.open("rb") as file:
+def _check_remote_shard(url: str, info: ShardInfo, *, decode: Decode) -> ShardReport:
+    with tempfile.TemporaryDirectory(prefix="vlm-check-") as scratch:
+        path = Path(scratch) / info.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fetch_shard(url, info, path, RemoteConfig())
+        except DataError as error:
+            return _lost(info.name, str(error))
+        return _check_shard(Path(scratch), (info.name, info.sha256), decode=decode, repair=False)
+
+
+def _check_shard(
+    folder: Path, job: tuple[str, str | None], *, decode: Decode, repair: bool
+) -> ShardReport:
+    shard, sha256 = job
+    with (folder / shard).open("rb") as file:
         damages: list[Damage] = []
         members = list(_members(file, shard, damages))
         good = list(_good_samples(file, shard, members, decode, damages))
         if not good:
             damages.append(Damage(shard=shard, key=None, offset=0, reason="no usable sample"))
-        file.seek(0)
-        changed = sha256 is not None and hashlib.file_digest(file, "sha256").hexdigest() != sha256
         mended = repair and bool(damages)
+        changed = _change(file, sha256)
         if mended:
-            _mend(path, file, good)
-    if changed:
-        reason = "changed since indexing: its SHA-256 is not that of the manifest"
-        damages.append(Damage(shard=shard, key=None, offset=0, reason=reason))
+            _mend(folder, shard, file, good)
+    if changed is not None:
+        damages.append(Damage(shard=shard, key=None, offset=0, reason=changed))
     return ShardReport(shard=shard, num_good=len(good), damages=tuple(damages), mended=mended)
+
+
+def _change(file: io.BufferedReader, sha256: str | None) -> str | None:
+    """How a shard differs from what the manifest says of it, if it does."""
+    if sha256 is None:
+        return None
+    if sha256 == _NOT_LISTED:
+        return "not in the manifest, so training does not see it"
+    file.seek(0)
+    if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+        return None
+    return "changed since indexing: its SHA-256 is not that of the manifest"
 
 
 def _members(file: BinaryIO, shard: str, damages: list[Damage]) -> Iterator[_Member]:
@@ -157,7 +221,9 @@ def _position_after(
     file.seek(end)
     block = file.read(2 * _BLOCK)
     if block.strip(b"\0"):
-        damage(end, "not a tar header, or its checksum is wrong")
+        packed = end == 0 and next((name for m, name in _PACKED if block.startswith(m)), None)
+        hint = f"compressed by {packed}; unpack it" if packed else "or its checksum is wrong"
+        damage(end, f"not a tar header, {hint}")
         return _next_header(file, end + _BLOCK, size)
     if len(block) < 2 * _BLOCK:
         damage(end, "truncated: the closing blocks are missing, so samples may be too")
@@ -187,14 +253,18 @@ def _readable_members(file: BinaryIO, position: int) -> Iterator[_Member]:
 
 def _next_header(file: BinaryIO, position: int, size: int) -> int | None:
     """Where the next block lies that is a header with a right checksum."""
-    for offset in range(position, size - _BLOCK + 1, _BLOCK):
-        file.seek(offset)
-        block = file.read(_BLOCK)
-        try:
-            tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except tarfile.HeaderError:
-            continue
-        return offset
+    for start in range(position, size, _BLOCKS_AT_ONCE * _BLOCK):
+        file.seek(start)
+        chunk = file.read(_BLOCKS_AT_ONCE * _BLOCK)
+        for offset in range(0, len(chunk) - _BLOCK + 1, _BLOCK):
+            # Of all formats in use; what it lets pass is judged by its checksum.
+            if not chunk.startswith(_TAR_MAGIC, offset + _MAGIC_AT):
+                continue
+            try:
+                tarfile.TarInfo.frombuf(chunk[offset : offset + _BLOCK], "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                continue
+            return start + offset
     return None
 
 
@@ -212,7 +282,7 @@ def _good_samples(
     usual = suffixes.most_common(1)[0][0] if suffixes else frozenset()
     # Behind a lost header a sample may look whole and lack, say, its metadata. Otherwise only
     # texts are missed: a whole shard may have its captions in the metadata, one sample may not.
-    usual = usual if damages else usual & {"text"}
+    usual = usual if damages else usual & {"text", "label"}
     seen: set[str] = set()
     for key, sample in samples:
         missing = ", ".join(sorted(usual - _suffixes(sample)))
@@ -238,7 +308,8 @@ def _complaint(file: BinaryIO, sample: list[_Member], decode: Decode) -> str | N
     """What is wrong with a sample, or none."""
     try:
         parts = _parts(file, sample)
-        text, _ = decode_text_and_metadata(parts.get("text", b""), parts.get("json", b"{}"))
+        metadata = parts.get("json") or parts.get("label") or b"{}"
+        text, _ = decode_text_and_metadata(parts.get("text", b""), metadata)
         if not text and "text" in parts:
             return "its text is empty"
         decode(parts["image"])
@@ -258,18 +329,19 @@ def _parts(file: BinaryIO, sample: list[_Member]) -> dict[str, bytes]:
             raise DataError(message)
         file.seek(member.start)
         parts[part] = file.read(member.size)
-    for needed in (("image",), ("text", "json")):  # captions may be in the metadata
+    for needed in (("image",), ("text", "json", "label")):  # captions may be in the metadata
         if not parts.keys() & needed:
             message = f"no {' or '.join(needed)}"
             raise DataError(message)
     return parts
 
 
-def _mend(path: Path, file: BinaryIO, good: list[list[_Member]]) -> None:
+def _mend(folder: Path, shard: str, file: BinaryIO, good: list[list[_Member]]) -> None:
     """Put a shard of the good samples in the place of a damaged one, which moves aside."""
-    aside = _free_name(path.parent / DAMAGED_FOLDER / path.name)
+    path = folder / shard
+    aside = _free_name(folder / DAMAGED_FOLDER / shard)
     try:
-        aside.parent.mkdir(exist_ok=True)
+        aside.parent.mkdir(parents=True, exist_ok=True)
         if not good:
             path.rename(aside)
             return

@@ -9,12 +9,10 @@ from pydantic import Field
 from vlm.config import Config
 from vlm.data.captions import CaptionConfig
 from vlm.data.filter import open_filter
-from vlm.data.manifest import Manifest, open_manifest
+from vlm.data.location import open_location
 from vlm.data.plan import usual_run_length
 from vlm.data.reader import Reader
-from vlm.data.remote import RemoteConfig, is_url, open_remote
-from vlm.data.shards import LocalShards, ShardBytes
-from vlm.errors import DataError
+from vlm.data.remote import RemoteConfig, fetch_filter, is_url
 
 __all__ = ["SourceConfig", "StageConfig", "open_reader"]
 
@@ -57,25 +55,19 @@ def open_reader(
         location: A folder or a URL.
         remote: How a URL is read.
         run_length: Neighbours fetched together; by default `usual_run_length`.
-        filter_name: Of a filter file beside the manifest, or none for all samples.
+        filter_name: Of a filter in `filters/` beside the manifest, or none for all samples.
 
     Raises:
         DataError: If there is no intact dataset, or no such filter of it.
         StoreError: If a remote store does not answer.
     """
-    manifest: Manifest
-    shards: ShardBytes
-    if filter_name is not None and is_url(location):
-        message = f"{location}: filters are read from folders only; leave filter={filter_name} out"
-        raise DataError(message)
-    if is_url(location):
-        manifest, shards = open_remote(location, remote)
-    else:
-        manifest = open_manifest(Path(location))
-        shards = LocalShards(manifest)
+    manifest, shards = open_location(location, remote)
     kept: Int64[np.ndarray, " kept"] | None = None
     if filter_name is not None:
-        kept = open_filter(Path(location), filter_name, manifest)
+        url = is_url(location)
+        # A fetched filter is verified as it comes.
+        folder = fetch_filter(location, filter_name, manifest, remote) if url else Path(location)
+        kept = open_filter(folder, filter_name, manifest, location=location)
     count = manifest.num_samples if kept is None else len(kept)
     length = run_length or usual_run_length(count, remote=is_url(location))
     return Reader(manifest, shards=shards, kept=kept, run_length=length), length

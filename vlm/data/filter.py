@@ -18,9 +18,11 @@ from jaxtyping import Bool, Int64
 from vlm.data.duplicates import keep_first
 from vlm.data.filter_rules import FilterConfig
 from vlm.data.judge import Dropped, contaminated, duplicate_groups, failures
-from vlm.data.manifest import Manifest, open_manifest
+from vlm.data.location import local_folder, open_location
+from vlm.data.manifest import Manifest
 from vlm.data.measure import Decode
-from vlm.data.survey import Progress, measure_dataset, measure_evaluation
+from vlm.data.remote import RemoteConfig
+from vlm.data.survey import Progress, check_evaluation, measure_dataset, measure_evaluation
 from vlm.errors import DataError
 from vlm.files import file_sha256, open_whole
 
@@ -43,10 +45,11 @@ class FilterReport:
 
 
 def build_filter(
-    folder: Path,
+    location: Path | str,
     config: FilterConfig,
     *,
     decode: Decode,
+    target: Path | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> FilterReport:
@@ -56,9 +59,10 @@ def build_filter(
     at the peak, and 32 a distinct n-gram if they are counted.
 
     Args:
-        folder: An indexed dataset.
+        location: Folder or URL of an indexed dataset.
         config: The rules.
         decode: Image file to RGB, raising `DataError`; picklable if `workers` is above 1.
+        target: Folder of the filter; by default `filters` beside local shards.
         workers: Processes.
         progress: Called after each shard or piece of work.
 
@@ -66,10 +70,15 @@ def build_filter(
         DataError: If the dataset or an evaluation folder cannot be read, a metadata field is in
             no sample, nothing would be kept, or the filter cannot be written.
     """
-    manifest = open_manifest(folder)
-    target = folder / _FOLDER
+    if target is None:
+        what = "a filter is written to a folder; name one with --out"
+        target = local_folder(str(location), what=what) / _FOLDER
+    manifest, shards = open_location(str(location), RemoteConfig())
+    shards.close()
+    for path in config.decontaminate:
+        check_evaluation(path)  # before the hours that the dataset takes
     try:
-        target.mkdir(exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{config.name}.", dir=target) as draft:
             dropped, kept = _judge(
                 manifest,
@@ -84,11 +93,11 @@ def build_filter(
         if not len(rows):
             worst = max(counts, key=lambda name: counts[name])
             message = (
-                f"{folder}: filter {config.name!r} would keep none of {len(kept)} samples; {worst} "
-                f"drops most, {counts[worst]}; loosen it. No filter was written"
+                f"{location}: filter {config.name!r} would keep none of {len(kept)} samples; "
+                f"{worst} drops most, {counts[worst]}; loosen it. No filter was written"
             )
             raise DataError(message)
-        path = _write(manifest, config, rows, counts)
+        path = _write(target, manifest, config, rows, counts)
     except OSError as error:
         message = f"{target}: the filter cannot be made ({error}); no filter was written"
         raise DataError(message) from error
@@ -123,12 +132,13 @@ def _judge(
 
 
 def _write(
+    target: Path,
     manifest: Manifest,
     config: FilterConfig,
     rows: Int64[np.ndarray, " kept"],
     dropped: dict[str, int],
 ) -> Path:
-    path = manifest.folder / _FOLDER / f"{config.name}.npy"
+    path = target / f"{config.name}.npy"
     mark = path.with_suffix(".json")
     mark.unlink(missing_ok=True)  # an old mark must not stand beside new rows
     with open_whole(path) as file:
@@ -149,7 +159,12 @@ def _write(
 
 
 def open_filter(
-    folder: Path, name: str, manifest: Manifest, *, verify: bool = True
+    folder: Path,
+    name: str,
+    manifest: Manifest,
+    *,
+    location: str | None = None,
+    verify: bool = True,
 ) -> Int64[np.ndarray, " kept"]:
     """The rows that a filter keeps, sorted and memory-mapped.
 
@@ -157,13 +172,14 @@ def open_filter(
         folder: The dataset's folder.
         name: Of the filter.
         manifest: The dataset as it is now.
+        location: Folder or URL of the dataset, if not `folder`, for messages.
         verify: Compare the SHA-256, which reads 8 bytes a row; false trusts the size.
 
     Raises:
         DataError: If there is no such filter, it is damaged, or it was built for other shards.
     """
     path = folder / _FOLDER / f"{name}.npy"
-    again = f"run `vlm data filter {folder} --config FILE name={name}`"
+    again = f"run `vlm data filter {location or folder} --config FILE name={name}`"
     tree = _read_mark(path.with_suffix(".json"), again)
     if tree["fingerprint"] != manifest.fingerprint:
         message = (

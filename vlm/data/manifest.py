@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from vlm.data.parallel import run_in_order
-from vlm.data.scan import INDEX_DTYPE, scan_shard
+from vlm.data.scan import INDEX_DTYPE, scan_shard, shard_paths
 from vlm.errors import DataError
 from vlm.files import file_sha256, open_whole, write_text_whole
 
@@ -34,6 +34,7 @@ __all__ = [
     "Manifest",
     "ShardInfo",
     "build_manifest",
+    "holds_shards",
     "indexed_shards",
     "open_manifest",
     "read_manifest_tree",
@@ -125,10 +126,10 @@ def build_manifest(
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
 ) -> Manifest:
-    """Scan every `*.tar` of a folder and write manifest and tables, each whole or not at all.
+    """Scan every tar of a folder and write manifest and tables, each whole or not at all.
 
     Args:
-        folder: Where the shards are; sub-folders are not looked at.
+        folder: Where the shards are, at any depth.
         progress: Called with (shards done, shards in all).
         workers: Processes that scan; by default one a core, and none for a few shards.
 
@@ -136,18 +137,18 @@ def build_manifest(
         DataError: If there is no shard, or one is not a whole tar of image-text pairs; the
             message names shard, member and offset.
     """
-    paths = sorted(folder.glob("*.tar"))
-    if not paths:
+    names = list(shard_paths(folder))
+    if not names:
         message = f"{folder}: no .tar shards here; write some with `vlm data write SOURCE {folder}`"
         raise DataError(message)
     shards = []
     # Entries wait on disk, so that memory does not grow with the dataset.
     with tempfile.TemporaryFile(dir=folder) as spool:
-        for done, (info, entries) in enumerate(_scanned(paths, workers), start=1):
+        for done, (info, entries) in enumerate(_scanned(folder, names, workers), start=1):
             shards.append(info)
             spool.write(entries.tobytes())
             if progress is not None:
-                progress(done, len(paths))
+                progress(done, len(names))
         total = sum(shard.num_samples for shard in shards)
         _save(folder / "index.npy", INDEX_DTYPE, total, spool)
     _save_shards(folder / "shards.npy", shards)
@@ -190,6 +191,9 @@ def open_manifest(folder: Path, *, location: str | None = None) -> Manifest:
         ends = np.cumsum(table["num_samples"], dtype=np.int64)
         whole = index.dtype == INDEX_DTYPE and len(index) == ends[-1] == tree["num_samples"]
     except FileNotFoundError as error:
+        if not folder.is_dir():
+            message = f"{where}: no such folder; correct the path"
+            raise DataError(message) from error
         message = (
             f"{where}: not an indexed dataset, {Path(error.filename).name} is missing; {again}"
         )
@@ -231,6 +235,11 @@ def read_manifest_tree(data: bytes, where: str) -> dict[str, Any]:
     return tree
 
 
+def holds_shards(folder: Path) -> bool:
+    """Whether a folder is a set of shards, indexed or not."""
+    return (folder / MANIFEST_NAME).is_file() or any(folder.glob("*.[tT][aA][rR]"))
+
+
 def indexed_shards(folder: Path) -> Sequence[ShardInfo]:
     """What the manifest says of the shards, unchecked; empty where it cannot be read."""
     try:
@@ -252,18 +261,22 @@ def _check_size(path: Path, expected: int, again: str) -> None:
         raise DataError(message)
 
 
-def _scanned(paths: list[Path], workers: int | None) -> Iterator[tuple[ShardInfo, np.ndarray]]:
+def _scanned(
+    folder: Path, names: list[str], workers: int | None
+) -> Iterator[tuple[ShardInfo, np.ndarray]]:
     """Facts and entries of each shard, in order."""
     if workers is None:
-        workers = (os.cpu_count() or 1) if len(paths) >= _PARALLEL_FROM else 1
-    with contextlib.closing(run_in_order(_scan, paths, workers=workers)) as found:
+        workers = (os.cpu_count() or 1) if len(names) >= _PARALLEL_FROM else 1
+    scan = functools.partial(_scan, folder)
+    with contextlib.closing(run_in_order(scan, names, workers=workers)) as found:
         yield from found
 
 
-def _scan(path: Path) -> tuple[ShardInfo, np.ndarray]:
-    entries = scan_shard(path)
+def _scan(folder: Path, name: str) -> tuple[ShardInfo, np.ndarray]:
+    entries = scan_shard(folder, name)
+    path = folder / name
     info = ShardInfo(
-        name=path.name,
+        name=name,
         num_samples=len(entries),
         num_bytes=path.stat().st_size,
         sha256=file_sha256(path),

@@ -1,6 +1,5 @@
 """What filters must know of every sample, found in processes, shard by shard: a few integers."""
 
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from vlm.data.filter_rules import (
     metadata_values,
     sample_rules,
 )
-from vlm.data.manifest import Manifest, open_manifest
+from vlm.data.location import job_reader
 from vlm.data.ngrams import caption_ngrams, caption_words
-from vlm.data.reader import Reader
+from vlm.data.reader import BadSampleError, Reader
+from vlm.data.remote import is_url
 from vlm.data.samples import Sample
 from vlm.errors import DataError
 
@@ -40,7 +40,7 @@ FACTS_DTYPE: Final = np.dtype(
 class ShardJob:
     """One shard of a dataset as it was when work began."""
 
-    folder: Path
+    location: str
     fingerprint: str
     shard: int
     start: int
@@ -77,17 +77,19 @@ def measure_shard(
     Raises:
         DataError: If the shard cannot be read. Bad samples are not errors, they are not `decoded`.
     """
-    manifest = _opened(job.folder, job.fingerprint)
-    info = manifest.shards[job.shard]
+    reader = job_reader(job.location, job.fingerprint)
+    info = reader.manifest.shards[job.shard]
     rules = sample_rules(config)
-    table = metadata_table(job.folder / info.name, config)
+    # In a store only what lies in the shards themselves is looked at.
+    table = {} if is_url(job.location) else metadata_table(Path(job.location) / info.name, config)
     facts = np.zeros(info.num_samples, dtype=FACTS_DTYPE)
     failed = np.zeros((info.num_samples, len(rules)), dtype=bool)
     missing = np.zeros(len(rules), dtype=np.int64)
     ngrams = [np.zeros(0, dtype=np.uint64)] * info.num_samples
-    with Reader(manifest) as reader:
-        for place in range(info.num_samples):
-            sample = _read(reader, job.start + place)
+    rows = np.arange(job.start, job.start + info.num_samples, dtype=np.int64)
+    with reader:
+        for place, row in enumerate(reader.in_order(rows)):
+            sample = _read(reader, row)
             size = _look(facts[place : place + 1], sample, decode)
             if sample is None or size is None:
                 continue
@@ -125,24 +127,11 @@ def measure_files(paths: Sequence[Path], *, decode: Decode) -> np.ndarray:
     return facts
 
 
-@functools.lru_cache(maxsize=1)
-def _opened(folder: Path, fingerprint: str) -> Manifest:
-    """Opened once a process: it may list a million shards."""
-    manifest = open_manifest(folder)
-    if manifest.fingerprint != fingerprint:
-        message = f"{folder}: indexed anew while it was being filtered; run it again"
-        raise DataError(message)
-    return manifest
-
-
 def _read(reader: Reader, row: int) -> Sample | None:
     try:
         return reader.read(row)
-    except DataError as error:
-        # Bad text or JSON is the fault of one sample; a shard that cannot be read is not.
-        if isinstance(error.__cause__, ValueError):
-            return None
-        raise
+    except BadSampleError:
+        return None
 
 
 def _look(fact: np.ndarray, sample: Sample | None, decode: Decode) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
@@ -59,8 +59,10 @@ def run_jobs(
     )
     try:
         rest = iter(jobs)
-        # A window instead of all: a future for each of a million jobs would fill the memory.
-        running = {pool.submit(_run, job) for job in itertools.islice(rest, _JOBS_AHEAD * count)}
+        with _interrupts_held():  # the first submission starts the workers
+            # A window instead of all: a future for each of a million jobs would fill the memory.
+            first = itertools.islice(rest, _JOBS_AHEAD * count)
+            running = {pool.submit(_run, job) for job in first}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             running.update(pool.submit(_run, job) for job in itertools.islice(rest, len(done)))
@@ -108,6 +110,19 @@ def stop_if_asked() -> None:
     if reader is not None and reader.poll():
         message = "stopped by the parent process"
         raise StoppedError(message)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the block ends; processes started in it never see one.
+
+    Otherwise one that comes while they import prints a traceback from each.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(function: Callable[[Any], Any], stop: Connection) -> None:

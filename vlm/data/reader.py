@@ -1,7 +1,9 @@
 """Single samples by row number, read from their byte offsets."""
 
 import hashlib
+import io
 import tarfile
+from collections.abc import Iterator
 from types import TracebackType
 
 import numpy as np
@@ -13,7 +15,14 @@ from vlm.data.scan import PARTS, sample_id, split_member_name
 from vlm.data.shards import LocalShards, ShardBytes, Stretch
 from vlm.errors import DataError
 
-__all__ = ["Reader"]
+__all__ = ["BadSampleError", "Reader"]
+
+_RUNS_AHEAD = 8
+_HEADERS = 8192
+
+
+class BadSampleError(DataError):
+    """Text or metadata of one sample cannot be decoded; its shard is as it was indexed."""
 
 
 class Reader:
@@ -68,8 +77,8 @@ class Reader:
         """The sample of one row, undecoded.
 
         Raises:
-            DataError: If the shard is gone, short or changed, or text or metadata cannot be
-                decoded; the message names shard, key and offset.
+            BadSampleError: If text or metadata cannot be decoded.
+            DataError: If the shard is gone, short or changed; messages name shard, key and offset.
             StoreError: If a remote store does not answer.
             IndexError: If there is no such row.
         """
@@ -91,7 +100,7 @@ class Reader:
         except ValueError as error:
             where = self.manifest.where(shard)
             message = f"{where}: sample {key!r} at byte {offset}: {error}; write the shard anew"
-            raise DataError(message) from error
+            raise BadSampleError(message) from error
         image = _part(block, entry, "image")
         return Sample(key=key or "?", image=image, text=text, metadata=metadata)
 
@@ -106,7 +115,8 @@ class Reader:
         name = self.manifest.shards[shard].name
         try:
             stretch = self._stretch(row, shard, entry)
-            header = self._shards.read(stretch, int(entry["offset"]), 512)
+            size = min(_size(entry), _HEADERS)
+            header = self._shards.read(stretch, int(entry["offset"]), size)
         except DataError:
             return name, "?"
         return name, _key(header) or "?"
@@ -119,6 +129,14 @@ class Reader:
         """Say which rows come soon, so that their stretches are on the way when they are read."""
         for row in rows.tolist():
             self._shards.expect(self._stretch(row, *self._locate(row)))
+
+    def in_order(self, rows: Int64[np.ndarray, " n"]) -> Iterator[int]:
+        """Sorted rows, one by one; their stretches are sent for some time before."""
+        block = _RUNS_AHEAD * self._run_length
+        for place in range(0, len(rows), block):
+            start = place + block if place else 0
+            self.expect(rows[start : place + 2 * block : self._run_length])
+            yield from rows[place : place + block].tolist()
 
     def _stored(self, row: int) -> int:
         if self._kept is None:
@@ -163,10 +181,14 @@ def _part(block: bytes, entry: np.void, part: str) -> bytes:
 
 
 def _key(block: bytes) -> str | None:
-    """The sample's key, from the first tar header of its block; none where that holds no name."""
+    """The sample's key, from the tar headers at the start of its block; none if there are none."""
     try:
         header = tarfile.TarInfo.frombuf(block[:512], "utf-8", "surrogateescape")
+        if not header.isreg():
+            # A header of a long name or of attributes comes before the one with the name.
+            with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
+                found = tar.next()
+            return None if found is None else split_member_name(found.name)[0]
     except tarfile.TarError:
         return None
-    # A header of a long name or of attributes comes before the one with the name.
-    return split_member_name(header.name)[0] if header.isreg() else None
+    return split_member_name(header.name)[0]

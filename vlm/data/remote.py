@@ -30,6 +30,7 @@ from vlm.data.manifest import (
     MANIFEST_NAME,
     TABLE_NAMES,
     Manifest,
+    ShardInfo,
     open_manifest,
     read_manifest_tree,
 )
@@ -37,15 +38,14 @@ from vlm.data.shards import Stretch
 from vlm.errors import DataError, StoreError
 from vlm.files import file_sha256, open_whole
 
-__all__ = ["RemoteConfig", "RemoteShards", "is_url", "open_remote"]
+__all__ = ["RemoteConfig", "RemoteShards", "fetch_filter", "fetch_shard", "is_url", "open_remote"]
 
 URL_SCHEMES: Final = ("s3", "gs", "az", "http", "https")
 _BLOCK: Final = 8 * 2**20
 _PARTS_AHEAD: Final = 4
+_MISSING: Final = (FileNotFoundError, obstore.exceptions.NotFoundError)
 _FINAL: Final = (
-    FileNotFoundError,
     PermissionError,
-    obstore.exceptions.NotFoundError,
     obstore.exceptions.PermissionDeniedError,
     obstore.exceptions.UnauthenticatedError,
     obstore.exceptions.InvalidPathError,
@@ -77,6 +77,10 @@ class Traffic:
     requests: int = 0
     failures: int = 0
     bytes: int = 0
+
+
+class MissingObjectError(DataError):
+    """A store answers that it has no such object."""
 
 
 class _ShortAnswerError(Exception):
@@ -146,6 +150,9 @@ class _Store:
         for attempt in range(self._config.attempts):
             try:
                 data = get()
+            except _MISSING as error:
+                message = f"{self.url}/{name}: no such object"
+                raise MissingObjectError(message) from error
             except _FINAL as error:
                 message = f"{self.url}/{name}: cannot be read ({_first_line(error)})"
                 raise DataError(message) from error
@@ -185,7 +192,8 @@ class RemoteShards:
         self._store = store
         self._manifest = manifest
         self._cache = cache
-        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="vlm-fetch")
+        self._threads = config.threads
+        self._pool = self._new_pool()
         self._coming: dict[Stretch, Future[bytes]] = {}
         self._lock = Lock()
 
@@ -208,8 +216,13 @@ class RemoteShards:
     def close(self) -> None:
         """Drop what is on the way, and close the cache."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = self._new_pool()  # it starts no thread before it is used
+        self._coming.clear()
         if self._cache is not None:
             self._cache.close()
+
+    def _new_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="vlm-fetch")
 
     def _come(self, stretch: Stretch) -> "Future[bytes] | None":
         """A stretch on its way; none if it is in the cache, perhaps since a moment ago."""
@@ -257,7 +270,14 @@ def open_remote(url: str, config: RemoteConfig) -> tuple[Manifest, RemoteShards]
     """
     _check_url(url)
     store = _Store(url, config)
-    data = store.whole(MANIFEST_NAME)
+    try:
+        data = store.whole(MANIFEST_NAME)
+    except MissingObjectError as error:
+        message = (
+            f"{error}. Index the shards where they are local, `vlm data index FOLDER`, and upload "
+            f"{MANIFEST_NAME}, {' and '.join(TABLE_NAMES)} beside them"
+        )
+        raise DataError(message) from error
     try:
         tree = read_manifest_tree(data, url)
         tables = {name: tree["tables"][name] for name in TABLE_NAMES}
@@ -281,6 +301,45 @@ def open_remote(url: str, config: RemoteConfig) -> tuple[Manifest, RemoteShards]
     if config.cache_bytes:
         cache = ByteCache(root / "stretches", max_bytes=config.cache_bytes)
     return manifest, RemoteShards(store, manifest, config, cache)
+
+
+def fetch_filter(url: str, name: str, manifest: Manifest, config: RemoteConfig) -> Path:
+    """Bring a filter near that lies in `filters/` beside the shards, and the folder it is in now.
+
+    Raises:
+        DataError: If there is none; it is not judged here.
+        StoreError: If the store does not answer.
+    """
+    store = _Store(url, config)
+    folder = manifest.folder / "filters"
+    folder.mkdir(exist_ok=True)
+    try:
+        mark = store.whole(f"filters/{name}.json")
+        rows = store.whole(f"filters/{name}.npy")
+    except MissingObjectError as error:
+        message = (
+            f"{error}; run `vlm data filter {url} --out FOLDER --config FILE name={name}` and "
+            f"upload what it writes to {store.url}/filters"
+        )
+        raise DataError(message) from error
+    with locked(folder / ".lock"):
+        for data, suffix in ((rows, "npy"), (mark, "json")):
+            with open_whole(folder / f"{name}.{suffix}") as file:
+                file.write(data)
+    return manifest.folder
+
+
+def fetch_shard(url: str, shard: ShardInfo, path: Path, config: RemoteConfig) -> None:
+    """Download one shard, of the size that the manifest says, whatever its bytes are.
+
+    Raises:
+        DataError: If it is gone, or has another size.
+        StoreError: If the store does not answer.
+    """
+    store = _Store(url, config)
+    with path.open("wb") as file:
+        for part in _parts(store, shard.name, shard.num_bytes):
+            file.write(part)
 
 
 def _download(store: _Store, name: str, size: int, sha256: str, path: Path) -> None:

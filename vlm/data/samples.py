@@ -21,7 +21,7 @@ class Sample:
     text: str
     """The caption, from `.txt`."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """The content of `.json`, empty where there is none."""
+    """The content of `.json`; where there is none, `cls` with the number of `.cls`, if any."""
 
 
 def hash_text(text: str) -> int:
@@ -31,14 +31,25 @@ def hash_text(text: str) -> int:
 
 
 def decode_text_and_metadata(text: bytes, metadata: bytes) -> tuple[str, dict[str, Any]]:
-    """Caption and metadata of a sample, from the bytes of its `.txt` and `.json`.
+    """Caption and metadata of a sample, from the bytes of its `.txt` and its `.json` or `.cls`.
 
     Raises:
-        ValueError: If the text is not UTF-8, or the metadata not a JSON object.
+        ValueError: If the text is not UTF-8, or the metadata neither a JSON object nor a number of
+            a class.
     """
-    caption = text.decode("utf-8").strip()
-    tree = json.loads(metadata)
+    try:
+        caption = text.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        message = f"its text is not UTF-8 ({error.reason} at byte {error.start})"
+        raise ValueError(message) from error
+    try:
+        tree = json.loads(metadata)
+    except (ValueError, RecursionError) as error:
+        message = f"its .json cannot be read ({error})"
+        raise ValueError(message) from error
+    if type(tree) is int:
+        tree = {"cls": tree}
     if not isinstance(tree, dict):
-        message = "its .json is not an object"
+        message = "its .json is not an object, nor its .cls a number"
         raise ValueError(message)
     return caption, tree

@@ -15,10 +15,12 @@ from PIL import Image
 
 from vlm.data.duplicates import HASH_DTYPE, Likeness, near_groups, perceptual_hash
 from vlm.data.languages import language_of
-from vlm.data.manifest import Manifest, open_manifest
+from vlm.data.location import job_reader, open_location
+from vlm.data.manifest import Manifest
 from vlm.data.measure import Decode, digest
 from vlm.data.parallel import run_in_order
-from vlm.data.reader import Reader
+from vlm.data.reader import BadSampleError, Reader
+from vlm.data.remote import RemoteConfig
 from vlm.data.samples import Sample
 from vlm.errors import DataError
 
@@ -56,8 +58,9 @@ class DatasetStats:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    folder: Path
+    location: str
     fingerprint: str
+    run_length: int | None
     rows: Int64[np.ndarray, " row"]
     shown: frozenset[int]
 
@@ -70,7 +73,7 @@ class _Part:
 
 
 def measure_stats(
-    folder: Path,
+    location: Path | str,
     *,
     decode: Decode,
     generator: np.random.Generator,
@@ -85,7 +88,7 @@ def measure_stats(
     million each are counted exactly.
 
     Args:
-        folder: An indexed dataset.
+        location: Folder or URL of an indexed dataset.
         decode: Image file to RGB, raising `DataError`; picklable if `workers` is above 1.
         generator: Draws the samples of `limit`, and those that are shown.
         limit: Most samples that are read.
@@ -96,7 +99,8 @@ def measure_stats(
     Raises:
         DataError: If the dataset cannot be opened, or a shard cannot be read.
     """
-    manifest = open_manifest(folder)
+    manifest, shards = open_location(str(location), RemoteConfig())
+    shards.close()
     rows = np.arange(manifest.num_samples, dtype=np.int64)
     if limit is not None and limit < len(rows):
         rows = np.sort(generator.choice(len(rows), limit, replace=False))
@@ -124,8 +128,10 @@ def _jobs(manifest: Manifest, rows: Int64[np.ndarray, " row"], shown: frozenset[
     cuts = np.searchsorted(rows, manifest.ends)[:-1]
     return [
         _Job(
-            folder=manifest.folder,
+            location=manifest.location,
             fingerprint=manifest.fingerprint,
+            # Of a few rows here and there, each is a request of its own.
+            run_length=None if len(rows) == manifest.num_samples else 1,
             rows=part,
             shown=shown.intersection(part.tolist()),
         )
@@ -138,15 +144,13 @@ def _measure(job: _Job, *, decode: Decode) -> _Part:
     facts = np.zeros(len(job.rows), dtype=_FACTS)
     counts: dict[str, Counter[str]] = {name: Counter() for name in _COUNTED}
     pictures = []
-    with Reader(_opened(job.folder, job.fingerprint)) as reader:
-        for place, row in enumerate(job.rows.tolist()):
-            try:
-                sample = reader.read(row)
-                image = decode(sample.image)
-            except DataError as error:
-                reason = str(error).removeprefix(f"{reader.where(row)}: ")
-                counts["unusable"][reason] += 1
+    with job_reader(job.location, job.fingerprint, job.run_length) as reader:
+        for place, row in enumerate(reader.in_order(job.rows)):
+            found = _picture(reader, row, decode)
+            if isinstance(found, str):
+                counts["unusable"][found] += 1
                 continue
+            sample, image = found
             _note(facts[place : place + 1], sample, image)
             _count(counts, sample)
             if row in job.shown:
@@ -154,13 +158,16 @@ def _measure(job: _Job, *, decode: Decode) -> _Part:
     return _Part(facts=facts, counts=counts, pictures=pictures)
 
 
-@functools.lru_cache(maxsize=1)
-def _opened(folder: Path, fingerprint: str) -> Manifest:
-    manifest = open_manifest(folder)
-    if manifest.fingerprint != fingerprint:
-        message = f"{folder}: indexed anew while it was being read; run it again"
-        raise DataError(message)
-    return manifest
+def _picture(reader: Reader, row: int, decode: Decode) -> tuple[Sample, Image.Image] | str:
+    """A sample and its image, or why it cannot be used; a shard that cannot be read is an error."""
+    try:
+        sample = reader.read(row)
+    except BadSampleError as error:
+        return str(error).removeprefix(f"{reader.where(row)}: ")
+    try:
+        return sample, decode(sample.image)
+    except DataError as error:
+        return str(error)
 
 
 def _note(fact: np.ndarray, sample: Sample, image: Image.Image) -> None:
@@ -218,7 +225,7 @@ def _described(
         "caption_words": good["words"],
     }
     return {
-        "folder": str(manifest.folder),
+        "folder": manifest.location,
         "fingerprint": manifest.fingerprint,
         "num_shards": len(manifest.shards),
         "num_bytes": int(sum(shard.num_bytes for shard in manifest.shards)),

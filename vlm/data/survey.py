@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from vlm.data.filter_rules import FilterConfig, sample_rules
-from vlm.data.manifest import Manifest, open_manifest
+from vlm.data.manifest import Manifest, holds_shards, open_manifest
 from vlm.data.measure import (
     FACTS_DTYPE,
     Decode,
@@ -24,7 +24,7 @@ from vlm.data.parallel import run_in_order
 from vlm.data.samples import IMAGE_EXTENSIONS
 from vlm.errors import DataError
 
-__all__ = ["Dataset", "Progress", "measure_dataset", "measure_evaluation"]
+__all__ = ["Dataset", "Progress", "check_evaluation", "measure_dataset", "measure_evaluation"]
 
 _FILES_A_JOB: Final = 500
 
@@ -86,8 +86,9 @@ def measure_dataset(
     for rule, count in zip(rules, missing, strict=True):
         if count and count == facts["decoded"].sum():
             message = (
-                f"{manifest.folder}: no sample has {rule.name}, neither in its .json nor in a "
-                f".parquet beside its shard; correct the field's name, or leave the rule out"
+                f"{manifest.location}: no sample has {rule.name} as a number, neither in its "
+                f".json nor in a .parquet beside its local shard; correct the field's name, or "
+                f"leave the rule out"
             )
             raise DataError(message)
     rarest: Int64[np.ndarray, " row"] | None = None
@@ -123,19 +124,32 @@ def measure_evaluation(
 ) -> np.ndarray:
     """`FACTS_DTYPE` of all samples of folders of shards, or of images at any depth.
 
-    An image that cannot be decoded can still be found by its bytes.
-
-    Raises:
-        DataError: If a folder has neither shards nor images, or its shards are not indexed.
+    An image that cannot be decoded can still be found by its bytes. See `check_evaluation`.
     """
     return np.concatenate(
         [_measure_folder(folder, decode, workers, progress) for folder in folders]
     )
 
 
+def check_evaluation(folder: Path) -> None:
+    """See that a folder can be measured.
+
+    Raises:
+        DataError: If it has neither shards nor images, or its shards are not indexed.
+    """
+    if holds_shards(folder):
+        open_manifest(folder)
+    elif not any(_is_image(path) for path in folder.rglob("*")):
+        message = (
+            f"decontaminate: {folder}: neither .tar shards nor images here "
+            f"(.{', .'.join(IMAGE_EXTENSIONS)}); correct the path"
+        )
+        raise DataError(message)
+
+
 def _measure_folder(folder: Path, decode: Decode, workers: int, progress: Progress) -> np.ndarray:
     stage = f"reading {folder}"
-    if any(folder.glob("*.tar")):
+    if holds_shards(folder):
         jobs = shard_jobs(open_manifest(folder))
         measure = functools.partial(measure_shard, decode=decode, config=FilterConfig())
         parts = [found.facts for found in _told(measure, jobs, workers, stage, progress)]
@@ -144,12 +158,6 @@ def _measure_folder(folder: Path, decode: Decode, workers: int, progress: Progre
         pieces = [paths[i : i + _FILES_A_JOB] for i in range(0, len(paths), _FILES_A_JOB)]
         look = functools.partial(measure_files, decode=decode)
         parts = list(_told(look, pieces, workers, stage, progress))
-    if not parts:
-        message = (
-            f"decontaminate: {folder}: neither .tar shards nor images here "
-            f"(.{', .'.join(IMAGE_EXTENSIONS)}); correct the path"
-        )
-        raise DataError(message)
     return np.concatenate(parts)
 
 
@@ -175,7 +183,7 @@ def shard_jobs(manifest: Manifest) -> list[ShardJob]:
     """One job a shard, in order."""
     return [
         ShardJob(
-            folder=manifest.folder,
+            location=manifest.location,
             fingerprint=manifest.fingerprint,
             shard=number,
             start=int(end) - shard.num_samples,

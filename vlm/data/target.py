@@ -93,6 +93,10 @@ def begin_writing(folder: Path, description: dict[str, Any], shards: set[str]) -
         message = f"{path}: cannot be read ({error}); remove {folder} to start anew"
         raise DataError(message) from error
     differences = list(_differences(found, json.loads(json.dumps(description))))
+    if differences and not _has_begun(folder):
+        path.unlink()  # nothing was written under it, as after a bad first row
+        begin_writing(folder, description, shards)
+        return
     if differences:
         message = (
             f"{folder}: holds part of another set of shards: {'; '.join(differences)}. To go on, "
@@ -103,6 +107,11 @@ def begin_writing(folder: Path, description: dict[str, Any], shards: set[str]) -
     if strange:
         message = f"{folder / strange[0]}: is not of this set of shards; move it elsewhere"
         raise DataError(message)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a shard, or the list of bad samples of one, is there."""
+    return any(folder.glob("*.tar")) or any((folder / SCRATCH).glob("*.jsonl"))
 
 
 def finish_writing(folder: Path) -> None:

@@ -73,19 +73,21 @@ def sample_members(sample: Sample) -> dict[str, object]:
     """The members of a sample in a tar, by extension.
 
     Raises:
-        DataError: If the key is empty, absolute, or holds a dot where webdataset would split it;
-            if the image is neither JPEG, PNG nor WebP; or a text has no UTF-8 form.
+        DataError: If the key is empty, absolute, leads out of a folder that it is unpacked into,
+            or holds a dot where webdataset would split it; if the image is neither JPEG, PNG nor
+            WebP; or a text has no UTF-8 form.
     """
     key = sample.key
-    if not key or "." in PurePosixPath(key).name or key.startswith("/"):
-        message = f"sample key {key!r}: must not be empty, absolute, or contain a dot"
+    path = PurePosixPath(key)
+    if not key or "." in path.name or path.is_absolute() or ".." in path.parts:
+        message = f"sample key {key!r}: must not be empty, absolute, lead out, or contain a dot"
         raise DataError(message)
     metadata = json.dumps(sample.metadata, sort_keys=True, ensure_ascii=False)
     try:
         return {
             "__key__": key,
             image_extension(sample.image): sample.image,
-            "txt": sample.text.encode(),
+            **({"txt": sample.text.encode()} if sample.text else {}),
             "json": metadata.encode(),
         }
     except (DataError, UnicodeEncodeError) as error:

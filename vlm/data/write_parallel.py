@@ -191,7 +191,7 @@ def _good_samples(
         # Also before the draft is opened: a worker that its parent left behind must not touch it.
         stop_if_asked()
         try:
-            members = sample_members(_checked(found, encode))
+            members = sample_members(_checked(found, encode, needs_text=source.needs_text))
         except DataError as error:
             if bad is None:
                 message = (
@@ -204,10 +204,10 @@ def _good_samples(
             yield members
 
 
-def _checked(found: Sample | BadSample, encode: Encode | None) -> Sample:
+def _checked(found: Sample | BadSample, encode: Encode | None, *, needs_text: bool) -> Sample:
     if isinstance(found, BadSample):
         raise DataError(found.reason)
-    if not found.text:
+    if not found.text and needs_text:
         message = "its caption is empty"
         raise DataError(message)
     if encode is None:

@@ -16,6 +16,7 @@ from vlm.distributed.sharding import (
     shard,
     whole,
 )
+from vlm.distributed.uneven import gather_bytes, gather_uneven_rows
 from vlm.distributed.world import Share, World, connected_world, share_of_work
 
 __all__ = [
@@ -26,8 +27,10 @@ __all__ = [
     "any_rank",
     "barrier",
     "connected_world",
+    "gather_bytes",
     "gather_rows",
     "gather_rows_with_gradient",
+    "gather_uneven_rows",
     "piece_of",
     "set_gradient_synchronisation",
     "shard",

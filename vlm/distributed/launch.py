@@ -12,6 +12,7 @@ ended with, so that nobody can tell a mistake in a configuration from a preempti
 Workers get as long to save and stop as `--shutdown-timeout` says; torchrun's default is 30 s.
 """
 
+import os
 import signal
 import sys
 from typing import Final
@@ -51,4 +52,9 @@ def exit_code(failures: dict[int, ProcessFailure]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: threads of a rendezvous whose store is gone can keep an interpreter from ending, and
+    # a node that does not end is not started again.
+    os._exit(code)

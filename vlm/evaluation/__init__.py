@@ -1,25 +1,55 @@
-"""Figures that people can trust: zero-shot, retrieval, geometry, one report."""
+"""Figures that people can trust: zero-shot, retrieval, few-shot, geometry and more, one report."""
 
-from vlm.evaluation.geometry import Geometry, measure_geometry
-from vlm.evaluation.report import print_summary, write_report
-from vlm.evaluation.retrieval import Recall, RetrievalResult, recall
-from vlm.evaluation.run import Evaluation, embed_dataset, evaluate, modality_means
-from vlm.evaluation.tasks import EvaluationConfig
-from vlm.evaluation.zero_shot import ZeroShotResult, zero_shot_accuracy
+from vlm.evaluation.config import EvaluationConfig
+from vlm.evaluation.embed import (
+    EmbeddedDataset,
+    embed_dataset,
+    embed_shards,
+    embed_texts,
+    modality_means,
+)
+from vlm.evaluation.model import (
+    Subject,
+    subject_of_bundle,
+    subject_of_encoder,
+    subject_of_model,
+    subject_of_open_clip,
+)
+from vlm.evaluation.page import write_report
+from vlm.evaluation.run import (
+    Comparison,
+    Evaluation,
+    Evidence,
+    ModelFacts,
+    compare,
+    evaluate,
+    evaluate_with_evidence,
+)
+from vlm.evaluation.summary import print_comparison, print_summary
+from vlm.evaluation.tasks import recall, zero_shot_accuracy
 
 __all__ = [
+    "Comparison",
+    "EmbeddedDataset",
     "Evaluation",
     "EvaluationConfig",
-    "Geometry",
-    "Recall",
-    "RetrievalResult",
-    "ZeroShotResult",
+    "Evidence",
+    "ModelFacts",
+    "Subject",
+    "compare",
     "embed_dataset",
+    "embed_shards",
+    "embed_texts",
     "evaluate",
-    "measure_geometry",
+    "evaluate_with_evidence",
     "modality_means",
+    "print_comparison",
     "print_summary",
     "recall",
+    "subject_of_bundle",
+    "subject_of_encoder",
+    "subject_of_model",
+    "subject_of_open_clip",
     "write_report",
     "zero_shot_accuracy",
 ]

@@ -10,14 +10,15 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vlm.evaluation.ranks import best_positive_ranks
-from vlm.evaluation.run import EmbeddedDataset, Evaluation
-from vlm.evaluation.tasks import EvaluationConfig
+from vlm.evaluation.embed import EmbeddedDataset
+from vlm.evaluation.tasks import Outcome, Result, RetrievalResult
+from vlm.evaluation.tasks.zero_shot import ReliabilityBin
 
-__all__ = ["modality_maps", "recall_plot"]
+__all__ = ["modality_maps", "recall_plot", "reliability_plot"]
 
 _IMAGE_COLOUR, _TEXT_COLOUR, _CHANCE_COLOUR = "#d9622b", "#2b7bd9", "#8a8a8a"
 _MAP_POINTS = 600
+_LINES: Final = ("-", "--", ":", "-.")
 # Stands for the page's ink while matplotlib draws, since that knows no `currentColor`.
 _INK: Final = "#010203"
 _STYLE: Final[dict[Any, Any]] = {
@@ -36,34 +37,56 @@ _STYLE: Final[dict[Any, Any]] = {
 }
 
 
-def recall_plot(
-    evaluation: Evaluation, config: EvaluationConfig, datasets: Mapping[str, EmbeddedDataset]
-) -> str:
-    """Recall at every k from 1 to 100, both directions of each retrieval task."""
+def recall_plot(outcomes: Mapping[str, Outcome[Result]]) -> str:
+    """Recall at every k from 1 to 100, both directions of each retrieval task, by name."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 4.2), layout="constrained")
         axes = figure.subplots()
         ks = torch.arange(1, 101)
-        for number, (name, task) in enumerate(config.retrieval.items()):
-            data = datasets[task.shards]
-            groups = data.groups(task.group_field)
-            line = ("-", "--", ":", "-.")[number % 4]
-            for label, queries, gallery, colour in (
-                ("image to text", data.images, data.texts, _IMAGE_COLOUR),
-                ("text to image", data.texts, data.images, _TEXT_COLOUR),
+        for number, (name, outcome) in enumerate(outcomes.items()):
+            line, result = _LINES[number % len(_LINES)], outcome.result
+            assert isinstance(result, RetrievalResult)
+            for label, ranks, colour in (
+                ("image to text", outcome.evidence["image_ranks"], _IMAGE_COLOUR),
+                ("text to image", outcome.evidence["text_ranks"], _TEXT_COLOUR),
             ):
-                ranks = best_positive_ranks(queries, gallery, groups, groups)
                 curve = (ranks[None, :] < ks[:, None]).double().mean(dim=1)
                 spoken = f"{label}, {name.replace('_', ' ')}"
-                axes.plot(ks, curve, line, color=colour, label=spoken)
-            chance = evaluation.retrieval[name].text_to_image.chance
+                axes.plot(ks, curve, line, color=colour, linewidth=2, label=spoken)
+            chance = result.text_to_image.chance
             axes.plot(ks, (ks * chance).clamp(max=1), line, color=_CHANCE_COLOUR, linewidth=1)
         axes.set(xscale="log", xlabel="k (gray: chance)", ylabel="recall@k", ylim=(0, 1))
         axes.set_xticks([1, 5, 10, 50, 100], ["1", "5", "10", "50", "100"])
         axes.minorticks_off()
         axes.grid(alpha=0.25)
-        if config.retrieval:
-            figure.legend(loc="outside lower left", frameon=False)
+        figure.legend(loc="outside lower left", frameon=False)
+        return _svg(figure)
+
+
+def reliability_plot(bins: list[ReliabilityBin]) -> str:
+    """Accuracy against probability: on the diagonal, a model is as sure as it is right."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], "--", color=_CHANCE_COLOUR, linewidth=1)
+        most = max(found.count for found in bins)
+        axes.scatter(
+            [found.confidence for found in bins],
+            [found.accuracy for found in bins],
+            s=[12 + 160 * found.count / most for found in bins],
+            color=_TEXT_COLOUR,
+            alpha=0.75,
+            linewidths=0,
+        )
+        axes.plot(
+            [found.confidence for found in bins],
+            [found.accuracy for found in bins],
+            color=_TEXT_COLOUR,
+            linewidth=1,
+        )
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the chosen class")
+        axes.set_ylabel("share that is right")
+        axes.grid(alpha=0.25)
         return _svg(figure)
 
 
@@ -72,7 +95,7 @@ def modality_maps(data: EmbeddedDataset) -> list[tuple[str, str]]:
 
     The first pairs of the dataset stand for all.
     """
-    images, texts = data.images[:_MAP_POINTS], data.texts[:_MAP_POINTS]
+    images, texts = data.images[:_MAP_POINTS], data.first_texts[:_MAP_POINTS]
     centred = (images - images.mean(dim=0), texts - texts.mean(dim=0))
     return [
         ("As embedded", _scatter(images, texts)),

@@ -1,118 +1,182 @@
 """The rank of the right answer among all answers, in tiles: the one core of every top-k figure.
 
-Similarities are never held as one matrix. Ties go to the answer that comes first, so results do
-not depend on the tile, the library's sort, or the number of ranks.
+Similarities are never held as one matrix, and they are exact (see `exact.py`): no tile, number of
+ranks or library changes a result. Among equal similarities the item with the lower index comes
+first.
 """
 
-from collections.abc import Iterator
+from typing import Final
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-__all__ = ["best_positive_ranks", "top_matches"]
+from vlm.distributed import World, gather_uneven_rows, sum_over_ranks
+from vlm.evaluation.exact import over_rows, rank_range, whole_rows
 
-_TILE = 4096
-_TOP_ROWS = 256
+__all__ = ["best_positive_ranks", "paired_ranks", "top_matches"]
+
+_TILE: Final = 1024
+_PAIRS_AT_ONCE: Final = 8192
+
+Rows = Float[Tensor, "row dim"]
+Groups = Int64[Tensor, " row"]
 
 
 def best_positive_ranks(
-    queries: Float[Tensor, "query dim"],
+    queries: Rows,
     gallery: Float[Tensor, "item dim"],
-    query_groups: Int64[Tensor, " query"],
+    query_groups: Groups,
     gallery_groups: Int64[Tensor, " item"],
+    world: World | None = None,
     *,
     tile: int = _TILE,
-) -> Int64[Tensor, " query"]:
+) -> Int64[Tensor, " row"]:
     """For each query the rank, from 0, of its best-placed positive.
 
-    An item is a positive of a query if their groups are equal. Among equal similarities the item
-    with the lower index comes first.
+    An item is a positive of a query if their groups are equal.
 
     Args:
         queries: Unit rows.
         gallery: Unit rows.
         query_groups: Of each query.
         gallery_groups: Of each item.
+        world: The ranks that share the queries; every one holds all rows.
         tile: Rows and columns of similarities held at a time.
 
     Raises:
         ValueError: If a query has no positive at all.
     """
-    ranks = [
-        _ranks(queries[i : i + tile], gallery, query_groups[i : i + tile], gallery_groups, tile)
-        for i in range(0, len(queries), tile)
+    if len(queries) == 0:
+        return torch.empty(0, dtype=torch.int64)
+    best, first = _best_positives(queries, gallery, query_groups, gallery_groups)
+
+    def ranks(start: int, stop: int) -> Int64[Tensor, " query"]:
+        left, found = whole_rows(queries[start:stop]), torch.zeros(stop - start, dtype=torch.int64)
+        for begin in range(0, len(gallery), tile):
+            similarities = left @ whole_rows(gallery[begin : begin + tile]).T
+            found += _before(similarities, best[start:stop], first[start:stop] - begin)
+        return found
+
+    return over_rows(len(queries), world or World(), ranks, at_once=tile)
+
+
+def paired_ranks(
+    images: Rows,
+    texts: Float[Tensor, "text dim"],
+    image_groups: Groups,
+    text_groups: Int64[Tensor, " text"],
+    world: World | None = None,
+    *,
+    tile: int = _TILE,
+) -> tuple[Int64[Tensor, " row"], Int64[Tensor, " text"]]:
+    """`best_positive_ranks` of images among texts and of texts among images, in one pass.
+
+    Each similarity is computed once and counts in both directions.
+
+    Raises:
+        ValueError: If an image or a text has no positive at all.
+    """
+    world = world or World()
+    image_best, image_first = _best_positives(images, texts, image_groups, text_groups)
+    text_best, text_first = _best_positives(texts, images, text_groups, image_groups)
+    text_ranks = torch.zeros(len(texts), dtype=torch.int64)
+
+    def ranks(start: int, stop: int) -> Int64[Tensor, " image"]:
+        left, found = whole_rows(images[start:stop]), torch.zeros(stop - start, dtype=torch.int64)
+        for begin in range(0, len(texts), tile):
+            end = min(begin + tile, len(texts))
+            similarities = left @ whole_rows(texts[begin:end]).T
+            found += _before(similarities, image_best[start:stop], image_first[start:stop] - begin)
+            text_ranks[begin:end] += _before(
+                similarities.T, text_best[begin:end], text_first[begin:end] - start
+            )
+        return found
+
+    own = [
+        ranks(start, min(start + tile, len(images)))
+        for start in rank_range(len(images), world, at_once=tile)
     ]
-    return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.int64)
+    image_ranks = gather_uneven_rows(torch.cat([torch.empty(0, dtype=torch.int64), *own]), world)
+    return image_ranks, sum_over_ranks(text_ranks.to(world.device), world).cpu()
 
 
 def top_matches(
-    queries: Float[Tensor, "query dim"], gallery: Float[Tensor, "item dim"], k: int
-) -> Int64[Tensor, "query k"]:
-    """Indices of the `k` most similar items of each query, best first, ties by index."""
-    items = gallery.double().T
-    found = [
-        (part.double() @ items).float().sort(dim=1, descending=True, stable=True).indices[:, :k]
-        for part in queries.split(_TOP_ROWS)
-    ]
-    return torch.cat(found)
+    queries: Rows, gallery: Float[Tensor, "item dim"], k: int, world: World | None = None
+) -> Int64[Tensor, "row k"]:
+    """Indices of the `k` most similar items of each query, best first, ties by index.
+
+    All items are returned where there are fewer than `k`.
+    """
+    items, k = whole_rows(gallery).T, min(k, len(gallery))
+    if len(queries) == 0:
+        return torch.empty((0, k), dtype=torch.int64)
+    return over_rows(
+        len(queries),
+        world or World(),
+        lambda start, stop: _top(whole_rows(queries[start:stop]) @ items, k),
+        at_once=256,
+    )
 
 
-def _ranks(
-    queries: Float[Tensor, "query dim"],
-    gallery: Float[Tensor, "item dim"],
-    query_groups: Int64[Tensor, " query"],
-    gallery_groups: Int64[Tensor, " item"],
-    tile: int,
+def _top(similarities: Float[Tensor, "query item"], k: int) -> Int64[Tensor, "query k"]:
+    """The sort of torch's own top-k says nothing about ties: only its k-th value is used."""
+    last = similarities.topk(k, dim=1).values[:, -1:]
+    above, equal = similarities > last, similarities == last
+    taken = above | (equal & (equal.cumsum(dim=1) <= k - above.sum(dim=1, keepdim=True)))
+    indices = taken.nonzero()[:, 1].reshape(-1, k)
+    order = similarities.gather(1, indices).sort(dim=1, descending=True, stable=True).indices
+    return indices.gather(1, order)
+
+
+def _before(
+    similarities: Float[Tensor, "query item"],
+    best: Float[Tensor, " query"],
+    first: Int64[Tensor, " query"],
 ) -> Int64[Tensor, " query"]:
-    best, best_index = _best_positive(queries, gallery, query_groups, gallery_groups, tile)
-    ranks = torch.zeros(len(queries), dtype=torch.int64)
-    for start, similarities, _ in _tiles(queries, gallery, query_groups, gallery_groups, tile):
-        indices = torch.arange(start, start + similarities.shape[1])
-        before = similarities > best[:, None]
-        before |= (similarities == best[:, None]) & (indices < best_index[:, None])
-        ranks += before.sum(dim=1)
-    return ranks
+    """How many items of a tile come before each query's best positive.
+
+    Args:
+        similarities: Whole numbers.
+        best: Similarity of the best positive.
+        first: Its index, relative to the first item of the tile.
+    """
+    items = similarities.shape[1]
+    # Before the positive an equal item counts too, after it only a greater one.
+    least = torch.where(first >= items, best, best + 1)
+    counts = (similarities >= least[:, None]).sum(dim=1)
+    inside = ((first > 0) & (first < items)).nonzero().flatten()
+    if len(inside):
+        equal = similarities[inside] == best[inside, None]
+        counts[inside] += (equal & (torch.arange(items) < first[inside, None])).sum(dim=1)
+    return counts
 
 
-def _best_positive(
-    queries: Float[Tensor, "query dim"],
+def _best_positives(
+    queries: Rows,
     gallery: Float[Tensor, "item dim"],
-    query_groups: Int64[Tensor, " query"],
+    query_groups: Groups,
     gallery_groups: Int64[Tensor, " item"],
-    tile: int,
-) -> tuple[Float[Tensor, " query"], Int64[Tensor, " query"]]:
-    """Similarity and index of each query's most similar positive, the first one among equals."""
-    best = torch.full((len(queries),), -torch.inf)
-    best_index = torch.full((len(queries),), -1, dtype=torch.int64)
-    for start, similarities, positive in _tiles(
-        queries, gallery, query_groups, gallery_groups, tile
-    ):
-        values, columns = similarities.masked_fill(~positive, -torch.inf).max(dim=1)
-        # max may return any of equal columns; the first is wanted.
-        first = (similarities.eq(values[:, None]) & positive).int().argmax(dim=1)
-        columns = torch.where(values > -torch.inf, first, columns)
-        better = values > best
-        best = torch.where(better, values, best)
-        best_index = torch.where(better, columns + start, best_index)
-    if bool((best_index < 0).any()):
-        lost = int((best_index < 0).sum())
+) -> tuple[Float[Tensor, " row"], Int64[Tensor, " row"]]:
+    """Similarity and index of each query's most similar positive, the first one among equals.
+
+    Only positive pairs are multiplied: being exact, they equal those of the tiles.
+    """
+    order = gallery_groups.argsort(stable=True)
+    ordered = gallery_groups[order].contiguous()
+    starts = torch.searchsorted(ordered, query_groups)
+    counts = torch.searchsorted(ordered, query_groups, right=True) - starts
+    if bool((counts == 0).any()):
+        lost = int((counts == 0).sum())
         message = f"{lost} of {len(queries)} queries have no positive in the gallery"
         raise ValueError(message)
-    return best, best_index
-
-
-def _tiles(
-    queries: Float[Tensor, "query dim"],
-    gallery: Float[Tensor, "item dim"],
-    query_groups: Int64[Tensor, " query"],
-    gallery_groups: Int64[Tensor, " item"],
-    tile: int,
-) -> Iterator[tuple[int, Float[Tensor, "query tile"], Bool[Tensor, "query tile"]]]:
-    """Start, similarities and positives of one stretch of the gallery after the other."""
-    for start in range(0, len(gallery), tile):
-        # fp32 products differ in the last bit with the shape of the tile; fp64 rounded to fp32
-        # does not, so ties stay ties however the gallery is cut.
-        similarities = (queries.double() @ gallery[start : start + tile].double().T).float()
-        positive = query_groups[:, None] == gallery_groups[None, start : start + tile]
-        yield start, similarities, positive
+    best = torch.full((len(queries),), -torch.inf, dtype=torch.float64)
+    index = torch.full((len(queries),), -1, dtype=torch.int64)
+    # The n-th positive of every query that has so many; in order of index, so the first wins.
+    for number in range(int(counts.max()) if len(queries) else 0):
+        for rows in (counts > number).nonzero().flatten().split(_PAIRS_AT_ONCE):
+            items = order[starts[rows] + number]
+            products = (whole_rows(queries[rows]) * whole_rows(gallery[items])).sum(dim=1)
+            better = products > best[rows]
+            best[rows[better]], index[rows[better]] = products[better], items[better]
+    return best, index

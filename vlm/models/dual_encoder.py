@@ -24,6 +24,7 @@ from vlm.types import DualEncoderOutput
 __all__ = ["MAX_LOG_LOGIT_SCALE", "DualEncoder", "DualEncoderConfig", "clamp_logit_scale"]
 
 MAX_LOG_LOGIT_SCALE = math.log(100.0)
+_DIM = 512
 _PREFIXES = {"image.": "visual.", "text.": "text."}
 
 
@@ -34,8 +35,8 @@ class DualEncoderConfig(Config):
     """
 
     type: Literal["dual_encoder"] = "dual_encoder"
-    dim: int = Field(512, ge=2)
-    """Width of the embeddings; without towers, that of the model to start from."""
+    dim: int | None = Field(None, ge=2)
+    """Width of the embeddings: by default 512, or that of the model that gives the towers."""
     image: ImageTower | None = None
     text: TextTower | None = None
     start: str | None = None
@@ -83,8 +84,8 @@ class DualEncoderConfig(Config):
         return config
 
     def _width(self, given: dict[str, Any]) -> int:
-        theirs = given.get("embed_dim", self.dim)
-        if "dim" in self.model_fields_set and theirs != self.dim:
+        theirs = given.get("embed_dim", self.dim or _DIM)
+        if self.dim not in (None, theirs):
             message = f"model.dim={self.dim}: {self.start} has {theirs}; leave dim out"
             raise ConfigError(message)
         return int(theirs)
@@ -220,6 +221,7 @@ def _open_clip_model(config: dict[str, Any]) -> Any:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         message = f"model: the towers cannot be built ({reason})"
         raise ConfigError(message) from error
+    _check_positions(clip.text, config["text_cfg"])
     if "timm_model_name" not in vision:
         return clip
     trunk, size = clip.visual.trunk, vision["image_size"]
@@ -232,6 +234,20 @@ def _open_clip_model(config: dict[str, Any]) -> Any:
     if hasattr(trunk, "set_input_size") and trunk.default_cfg["input_size"][-1] != size:
         clip.visual.set_input_size(size)
     return clip
+
+
+def _check_positions(tower: Any, text: dict[str, Any]) -> None:
+    if "hf_model_name" not in text or not tower.context_length:
+        return
+    known = tower.context_length
+    if "roberta" in tower.config.model_type:  # whose positions begin behind the padding id
+        known -= tower.config.pad_token_id + 1
+    if text["context_length"] > known:
+        message = (
+            f"tokenizer.context_length={text['context_length']}: {text['hf_model_name']} knows "
+            f"{known} positions; lower it"
+        )
+        raise ConfigError(message)
 
 
 def _text_features(tower: Any, token_ids: Int64[Tensor, "batch token"]) -> Tensor:

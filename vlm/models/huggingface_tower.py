@@ -52,7 +52,11 @@ class HuggingFaceTower(Config):
         if not self.pretrained:
             return None
         from transformers import AutoModel  # noqa: PLC0415 - an optional extra
+        from transformers.utils import logging  # noqa: PLC0415 - an optional extra
 
+        # It would draw a bar and list each tensor of heads that nobody asked for.
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call] # transformers has few types
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call] # transformers has few types
         options = {} if _is_t5(self.name) else {"add_pooling_layer": self.pooling == "cls_pooler"}
         try:
             model = AutoModel.from_pretrained(self.name, trust_remote_code=False, **options)

@@ -31,7 +31,7 @@ def _recompute(tower: Any) -> None:
     if hasattr(tower, "trunk"):  # of timm, asked itself: open_clip would only log its refusal
         tower.trunk.set_grad_checkpointing(True)
     elif hasattr(tower, "pooler"):
-        tower.transformer.gradient_checkpointing_enable({"use_reentrant": False})
+        tower.transformer.activation_checkpointing_enable({"use_reentrant": False})
     elif hasattr(tower, "attnpool"):
         message = "open_clip has no such thing for CLIP's ResNet"
         raise NotImplementedError(message)

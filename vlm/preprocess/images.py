@@ -9,7 +9,7 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Num, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
@@ -31,6 +31,7 @@ __all__ = [
 
 DEFAULT_MAX_PIXELS = 50_000_000
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_ALLOWED = ", ".join(_FORMATS)
 _MODES_WITH_ALPHA = ("RGBA", "LA", "PA")
 _ORIENTATION = 0x0112
 
@@ -102,11 +103,14 @@ def decode_image(
     except Image.DecompressionBombError as error:
         message = f"the image is over the limit of {max_pixels} pixels ({error}); make it smaller"
         raise DataError(message) from error
+    except UnidentifiedImageError as error:  # its own text holds the address of an object
+        message = f"not a readable image, of no known kind; allowed formats are {_ALLOWED}"
+        raise DataError(message) from error
     # Pillow's decoders raise many types for damaged input; each means the same to the sender.
     except Exception as error:
         message = (
             f"not a readable image ({type(error).__name__}: {error}); "
-            f"allowed formats are {', '.join(_FORMATS)}"
+            f"allowed formats are {_ALLOWED}"
         )
         raise DataError(message) from error
 

@@ -116,4 +116,5 @@ def _metrics(path: Path, fingerprint: str, console: Console) -> dict[str, Any]:
     if tree.get("model", {}).get("fingerprint") != fingerprint:
         console.print(f"{path} is of other weights and is left out; run vlm evaluate again")
         return {}
-    return {key: tree[key] for key in ("zero_shot", "retrieval", "geometry") if key in tree}
+    results: dict[str, Any] = tree.get("results", {})
+    return results

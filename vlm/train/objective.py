@@ -51,6 +51,10 @@ class Objective:
     def has_teacher(self) -> bool:
         return self._teacher is not None
 
+    def with_terms(self, terms: Sequence[LossTerm], memory: LossMemory) -> "Objective":
+        """Another sum of terms, with the same teacher and ranks."""
+        return Objective(terms, memory=memory, teacher=self._teacher, world=self._world)
+
     def teach(
         self,
         gray_levels: Float[Tensor, "batch channel height width"],

@@ -137,7 +137,7 @@ class Telemetry:
     def _note_seconds(self, step: int) -> dict[str, float]:
         """Write the seconds since the last time into the ledger's file, and return them."""
         seconds = self._ledger.take()
-        if self._folder is not None and sum(seconds.values()):
+        if self._folder is not None and any(seconds.values()):
             line = {"step": step, **{place: round(s, 4) for place, s in seconds.items()}}
             with (self._folder / SECONDS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

@@ -63,16 +63,20 @@ def test_the_chain_from_a_folder_of_pairs_to_a_searchable_index(tmp_path: Path) 
     assert yaml.safe_load((run / "config.yaml").read_text())["optim"]["lr"] == 1e-3
 
     tasks = tmp_path / "tasks.yaml"
-    tasks.write_text(yaml.safe_dump({"retrieval": {"own": {"shards": str(tmp_path / "shards")}}}))
-    evaluated = vlm("evaluate", run, "--config", tasks)
+    datasets = {"own": {"type": "shards", "location": str(tmp_path / "shards")}}
+    asked = {"datasets": datasets, "tasks": [{"type": "retrieval", "data": "own"}]}
+    tasks.write_text(yaml.safe_dump(asked))
+    evaluated = vlm("evaluate", run, tasks, "--against", run, "bootstrap.draws=100")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads((run / "evaluation.json").read_text())["retrieval"]["own"]
+    assert json.loads((run / "evaluation.json").read_text())["results"]["retrieval/own"]
+    (compared,) = json.loads((run / "comparison.json").read_text())["differences"].values()
+    assert {found["verdict"] for found in compared.values()} == {"no difference shown"}
     assert (run / "evaluation.html").is_file()
 
     exported = vlm("export", run)
     assert f"written to {run / 'bundle'}" in exported.stdout, exported.stderr
     metrics = json.loads((run / "bundle" / "bundle.json").read_text())["metrics"]
-    assert metrics["retrieval"]["own"]
+    assert metrics["retrieval/own"]
 
     indexed = vlm(
         "index", tmp_path / "shards", "--bundle", run / "bundle", "--index", run / "index"

@@ -1,6 +1,9 @@
 """Every kind of damage is found, and mending keeps every good sample byte for byte."""
 
+import gzip
 import io
+import json
+import shutil
 import struct
 import tarfile
 import zlib
@@ -106,7 +109,7 @@ def bomb() -> bytes:
     [
         ("png", b"\x89PNG\r\n\x1a\n", "not a readable image"),
         ("png", bomb(), "over the limit of 50000000"),
-        ("txt", b"\xff\xfe", "can't decode byte 0xff"),
+        ("txt", b"\xff\xfe", "its text is not UTF-8"),
         ("txt", b" \n", "its text is empty"),
         ("json", b"[]", "its .json is not an object"),
         ("json", b"{", "Expecting property name"),
@@ -182,5 +185,66 @@ def test_the_verb_refuses_damage_and_repairs_it_when_asked(folder: Path) -> None
     assert f"{SHARD}: at byte" in refused.output
     mended = CliRunner().invoke(app, [*verb, "--repair"])
     assert mended.exit_code == 0
-    assert "samples indexed; 1 damaged shards are kept in" in mended.output
+    assert "samples indexed; of 1 shard the damaged one is in" in mended.output
     assert CliRunner().invoke(app, verb).exit_code == 0
+
+
+def test_all_damages_go_to_a_report_however_many_there_are(folder: Path, tmp_path: Path) -> None:
+    def cut(members: dict[str, bytes]) -> dict[str, bytes]:
+        return {name: data[:40] if name.endswith("png") else data for name, data in members.items()}
+
+    for path in folder.glob("*.tar"):
+        rewritten(path, cut)
+    without_manifest(folder)
+    report = tmp_path / "report.jsonl"
+    verb = ["data", "check", str(folder), "--workers", "1", "--report", str(report)]
+    said = CliRunner().invoke(app, verb).output
+    assert "and 13 more; --report FILE lists all" in said
+    lines = [json.loads(line) for line in report.read_text().splitlines()]
+    assert len(lines) == 33  # each sample, and each shard for having none
+    # The reason of one damage is the same in every run: no address of an object is in it.
+    assert not any("0x" in line["reason"] for line in lines)
+
+
+def test_a_shard_that_was_added_after_indexing_is_told(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    shutil.copy(folder / SHARD, folder / "sub/Late.TAR")
+    (report,) = [report for report in checked(folder) if report.damages]
+    assert report.shard == "sub/Late.TAR"
+    assert report.damages[0].reason == "not in the manifest, so training does not see it"
+    assert not checked(folder, repair=True)[-1].mended  # indexing anew is all it needs
+
+
+def test_a_shard_in_a_sub_folder_is_mended_there_and_what_is_aside_is_not_indexed(
+    folder: Path,
+) -> None:
+    (folder / "sub").mkdir()
+    (folder / SHARD).rename(folder / "sub" / SHARD)
+    build_manifest(folder)
+    path = folder / "sub" / SHARD
+    path.write_bytes(path.read_bytes()[:4096])
+    reports = checked(folder, repair=True)
+    assert [report.shard for report in reports if report.mended] == [f"sub/{SHARD}"]
+    assert (folder / "damaged/sub" / SHARD).is_file()
+    assert [shard.name for shard in build_manifest(folder).shards] == [
+        "drawn-000000.tar",
+        "drawn-000002.tar",
+        f"sub/{SHARD}",
+    ]
+
+
+def test_a_compressed_tar_is_told_from_a_damaged_one(folder: Path) -> None:
+    path = folder / SHARD
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    without_manifest(folder)
+    assert (None, "not a tar header, compressed by gzip; unpack it") in reasons(checked(folder))
+
+
+def test_the_next_header_is_found_behind_long_damage(folder: Path) -> None:
+    data = (folder / SHARD).read_bytes()
+    # Longer than what is read at a time, and with the start of a header that is none.
+    lost = b"\xaa" * 257 + b"ustar" + b"\xaa" * (3 * 2**20 - 262)
+    (folder / SHARD).write_bytes(lost + data)
+    without_manifest(folder)
+    assert reasons(checked(folder)) == [(None, "not a tar header, or its checksum is wrong")]
+    assert checked(folder)[1].num_good == 10

@@ -234,8 +234,16 @@ def test_evaluation_images_and_captions_are_not_trained_on(tmp_path: Path) -> No
 def test_an_evaluation_folder_without_images_is_refused(tmp_path: Path) -> None:
     write(tmp_path, [sample(0)])
     (tmp_path / "empty").mkdir()
+    config = FilterConfig(decontaminate=(tmp_path / "empty",))
+    read: list[str] = []
     with pytest.raises(DataError, match="decontaminate: .*empty: neither .tar shards nor images"):
-        built(tmp_path, decontaminate=[str(tmp_path / "empty")])
+        build_filter(
+            tmp_path,
+            config,
+            decode=decode_picture,
+            progress=lambda stage, _done, _all: read.append(stage),
+        )
+    assert not read  # it was found wrong only after the whole dataset was read
 
 
 EVERYTHING: dict[str, Any] = {

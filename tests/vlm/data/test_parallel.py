@@ -110,3 +110,34 @@ def test_an_interrupt_ends_jobs_that_ask(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(30) != 0
     wait_until_dead(workers)
+
+
+def test_an_interrupt_while_workers_start_prints_no_traceback_of_theirs(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    # Each worker imports this as well: it tells that it does, and takes its time.
+    script.write_text("""
+import sys, time
+from pathlib import Path
+from vlm.data.parallel import run_jobs
+Path(sys.argv[1], __name__).touch()
+if __name__ == "__main__":
+    try:
+        list(run_jobs(print, [0, 0], workers=2))
+    except KeyboardInterrupt:
+        sys.exit(3)
+else:
+    time.sleep(1)
+""")
+    (tmp_path / "ids").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, script, tmp_path / "ids"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ids/__mp_main__").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (3, b"")

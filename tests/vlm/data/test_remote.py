@@ -1,5 +1,6 @@
 """Training data from object stores, good and bad ones, against the same data on disk."""
 
+import json
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,15 +12,20 @@ import obstore
 import obstore.store
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tests.object_stores import FaultyProxy, RangeServer, running, s3_server
 from tests.support import STREAM_BATCH, train_stream, write_dataset
+from vlm.cli.main import app
+from vlm.data.check import check_remote_shards
 from vlm.data.dataset import open_reader
+from vlm.data.filter import FilterConfig, build_filter
 from vlm.data.reader import Reader
 from vlm.data.remote import RemoteConfig, RemoteShards, open_remote
 from vlm.data.sequential import iterate_samples
 from vlm.data.stream import StreamConfig
 from vlm.errors import DataError, StoreError
+from vlm.preprocess import decode_image, decode_picture
 from vlm.types import Batch
 
 RUN_LENGTH = 8
@@ -203,14 +209,14 @@ def test_an_object_that_changed_or_vanished_is_named(
     with reader:
         with pytest.raises(DataError, match=r"s3://.*/drawn-000000\.tar: changed since indexing"):
             reader.read(0)
-        with pytest.raises(DataError, match=r"s3://.*/drawn-000001\.tar: cannot be read"):
+        with pytest.raises(DataError, match=r"s3://.*/drawn-000001\.tar: no such object"):
             reader.read(30)
 
 
 def test_a_dataset_without_manifest_or_with_a_foreign_table_is_refused(
     bucket: str, folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"manifest\.json: cannot be read"):
+    with pytest.raises(DataError, match=r"manifest\.json: no such object"):
         open_remote(bucket.rsplit("/", 1)[0] + "/nothing", patience(tmp_path))
     store = obstore.store.from_url(bucket, client_options={"allow_http": True})
     data = bytearray((folder / "index.npy").read_bytes())
@@ -271,3 +277,93 @@ def test_a_filtered_reader_fetches_what_lies_between_in_one_stretch(
     assert found == [whole[row] for row in kept]
     # 4 runs of 8 kept samples, two of them cut by the end of a shard.
     assert shards.traffic.requests - before == 4 + 2
+
+
+def test_the_verbs_work_on_a_url_as_on_the_folder(
+    bucket: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def said(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["data", *arguments])
+        assert result.exit_code == 0, result.exception
+        return result.output
+
+    one = ("--workers", "1")
+    assert f"{bucket}: 96 samples, 4 shards" in said("show", bucket)
+    assert "96 good samples in 4 shards, 0 damages" in said("check", bucket, *one)
+    for location, name in ((bucket, "far"), (str(folder), "near")):
+        said("stats", location, "--out", str(tmp_path / name), *one)
+        rules = ("exact_duplicates=image_and_caption", "name=once")
+        told = said("filter", location, "--out", str(tmp_path / f"{name}-filters"), *one, *rules)
+    far, near = (
+        json.loads((tmp_path / name / "stats.json").read_text()) for name in ("far", "near")
+    )
+    assert {**far, "folder": ""} == {**near, "folder": ""}
+    rows = [(tmp_path / f"{name}-filters/once.npy").read_bytes() for name in ("far", "near")]
+    assert rows[0] == rows[1]
+    assert "upload" not in told
+    assert said("write", bucket, str(tmp_path / "again"), *one).endswith("again\n")
+    assert list(iterate_samples(tmp_path / "again")) == list(iterate_samples(folder))
+
+
+def test_a_filter_is_read_from_beside_the_shards_of_a_store(
+    bucket: str, folder: Path, tmp_path: Path
+) -> None:
+    config = FilterConfig(name="once", exact_duplicates="image")
+    build_filter(folder, config, decode=decode_picture)
+    with pytest.raises(DataError, match=r"once\.json: no such object; run `vlm data filter s3"):
+        open_reader(bucket, remote=patience(tmp_path), filter_name="once")
+    store = obstore.store.from_url(bucket, client_options={"allow_http": True})
+    for path in (folder / "filters").iterdir():
+        obstore.put(store, f"filters/{path.name}", path.read_bytes())
+    far, _ = open_reader(bucket, remote=patience(tmp_path), filter_name="once")
+    near, _ = open_reader(str(folder), remote=patience(tmp_path), filter_name="once")
+    with far, near:
+        assert far.fingerprint == near.fingerprint
+        assert far.read(3) == near.read(3)
+    obstore.put(store, "filters/once.npy", b"torn")
+    with pytest.raises(DataError, match="missing or damaged"):
+        open_reader(bucket, remote=patience(tmp_path), filter_name="once")
+
+
+def test_damage_in_a_store_is_found_from_afar(
+    bucket: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    store = obstore.store.from_url(bucket, client_options={"allow_http": True})
+    data = (folder / "drawn-000000.tar").read_bytes()
+    obstore.put(store, "drawn-000000.tar", data[:520] + b"\xff" + data[521:])
+    obstore.delete(store, "drawn-000001.tar")
+    obstore.put(store, "drawn-000002.tar", data)
+    reports = check_remote_shards(bucket, decode=decode_image)
+    found = {report.shard: report.damages[-1].reason for report in reports if report.damages}
+    assert found.keys() == {f"drawn-00000{number}.tar" for number in range(3)}
+    assert "its SHA-256 is not that of the manifest" in found["drawn-000000.tar"]
+    assert found["drawn-000001.tar"].endswith("drawn-000001.tar: no such object")
+
+
+def test_a_url_without_a_manifest_tells_where_to_index(bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Index the shards where they are local"):
+        open_remote(f"{bucket}/nothing", patience(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["write", "photos", "s3://bucket/out"], "shards are written to a folder"),
+        (["index", "s3://bucket/raw"], "shards are indexed where they are local"),
+        (["check", "s3://bucket/raw", "--repair"], "shards are repaired where they are local"),
+        (["stats", "s3://bucket/raw"], "name one with --out"),
+        (["filter", "s3://bucket/raw"], "name one with --out"),
+    ],
+)
+def test_verbs_that_write_refuse_a_url_and_make_no_folder_named_like_it(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `vlm data write photos s3://bucket/out` wrote into ./s3:/bucket/out.
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["data", *arguments])
+    assert isinstance(result.exception, DataError)
+    assert said in str(result.exception)
+    assert list(tmp_path.iterdir()) == []

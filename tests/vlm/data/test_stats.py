@@ -128,3 +128,17 @@ def test_sentences_tell_their_language(text: str, language: str) -> None:
 
 def test_a_number_tells_no_language() -> None:
     assert language_of("1234") == UNSURE
+
+
+def test_a_shard_changed_since_indexing_is_an_error_and_not_many_unusable_samples(
+    tmp_path: Path,
+) -> None:
+    write_dataset(tmp_path, 20)
+    one, other = (tmp_path / f"drawn-00000{number}.tar" for number in range(2))
+    size = max(one.stat().st_size, other.stat().st_size)
+    for path in (one, other):
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+    build_manifest(tmp_path)
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(DataError, match=r"drawn-000000\.tar: changed since indexing"):
+        measured(tmp_path)

@@ -16,9 +16,10 @@ import pytest
 import webdataset
 
 from tests.support import drawn_samples, write_dataset
+from vlm.data.captions import CaptionConfig, caption_texts
 from vlm.data.manifest import build_manifest, open_manifest
-from vlm.data.reader import Reader
-from vlm.data.samples import Sample
+from vlm.data.reader import BadSampleError, Reader
+from vlm.data.samples import Sample, decode_text_and_metadata
 from vlm.data.scan import INDEX_DTYPE
 from vlm.data.sequential import iterate_samples
 from vlm.data.write import write_shards
@@ -95,7 +96,7 @@ def test_an_interrupted_writer_leaves_no_shard_under_a_final_name(tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"key": "a.b"}, "must not be empty, absolute, or contain a dot"),
+        ({"key": "a.b"}, "must not be empty, absolute, lead out, or contain a dot"),
         ({"image": b"GIF89a"}, "sample 's00000': not a JPEG, PNG or WebP file"),
     ],
 )
@@ -121,7 +122,7 @@ PNG = drawn_samples(1)[0].image
 @pytest.mark.parametrize(
     ("members", "said"),
     [
-        ([("a.png", PNG)], "sample 'a' at byte 0 has no json or text"),
+        ([("a.png", PNG)], "sample 'a' at byte 0 has no json or label or text"),
         ([("a.txt", b"x")], "sample 'a' at byte 0 has no image"),
         ([("a.png", PNG), ("a.txt", b"x"), ("a.jpg", PNG)], "key 'a' comes again"),
         (
@@ -257,3 +258,49 @@ def test_a_killed_writer_leaves_no_partial_shard(tmp_path: Path) -> None:
     assert shards >= 3
     assert build_manifest(tmp_path).num_samples == 50 * shards
     assert json.loads((tmp_path / "manifest.json").read_text())["version"] == 2
+
+
+def test_shards_at_any_depth_and_in_any_case_are_indexed_and_drafts_are_not(tmp_path: Path) -> None:
+    for name in ("a.TAR", "deep/er/b.tar", ".draft/c.tar", "damaged/d.tar", ".e.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        stem = Path(name).stem
+        tar_with(tmp_path / name, [(f"x/{stem}.PNG", PNG), (f"x/{stem}.TXT", b"upper case")])
+    manifest = build_manifest(tmp_path)
+    assert [shard.name for shard in manifest.shards] == ["a.TAR", "deep/er/b.tar"]
+    found = list(iterate_samples(tmp_path))
+    assert [(sample.key, sample.text) for sample in found] == [
+        ("x/a", "upper case"),
+        ("x/b", "upper case"),
+    ]
+
+
+def test_class_labels_become_captions_by_their_names(tmp_path: Path) -> None:
+    tar_with(
+        tmp_path / "x.tar", [("a.png", PNG), ("a.cls", b"1\n"), ("b.png", PNG), ("b.cls", b"0")]
+    )
+    with Reader(build_manifest(tmp_path)) as reader:
+        samples = [reader.read(row) for row in range(2)]
+    assert [sample.metadata for sample in samples] == [{"cls": 1}, {"cls": 0}]
+    config = CaptionConfig(fields=("cls",), label_names=("cat", "dog"))
+    assert [caption_texts(sample, config) for sample in samples] == [["dog"], ["cat"]]
+    # Without that setting a label is no caption, rather than the caption "1".
+    with pytest.raises(DataError, match=r"its \.json has cls"):
+        caption_texts(samples[0], CaptionConfig())
+
+
+def test_a_label_that_is_no_number_is_named(tmp_path: Path) -> None:
+    tar_with(tmp_path / "x.tar", [("a.png", PNG), ("a.cls", b"[1]")])
+    with (
+        Reader(build_manifest(tmp_path)) as reader,
+        pytest.raises(BadSampleError, match="sample 'a' at byte 0: its .json is not an object"),
+    ):
+        reader.read(0)
+
+
+def test_the_mark_of_windows_before_utf8_is_no_part_of_a_caption() -> None:
+    assert decode_text_and_metadata(b"\xef\xbb\xbfa cat", b"{}") == ("a cat", {})
+
+
+def test_json_too_deep_for_the_parser_is_the_fault_of_its_sample() -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        decode_text_and_metadata(b"", b"[" * 100_000)

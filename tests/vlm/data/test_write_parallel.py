@@ -24,6 +24,8 @@ from vlm.errors import DataError
 class Listed:
     """Samples out of a list; a reason stands for a bad one."""
 
+    needs_text = True
+
     def __init__(self, rows: list[Sample | str], *, name: str = "list") -> None:
         self.rows = rows
         self.name = name
@@ -214,13 +216,22 @@ def test_a_bad_sample_stops_it_and_is_named_and_mended_it_goes_on(tmp_path: Path
     assert written(Listed(rows), tmp_path).num_samples == 9
 
 
+def test_where_nothing_was_written_yet_other_options_may_be_given(tmp_path: Path) -> None:
+    # After a bad first row the advice is --skip-bad, and it was refused as other options.
+    rows: list[Sample | str] = ["no image", *drawn_samples(3)]
+    with pytest.raises(DataError, match="--skip-bad"):
+        written(Listed(rows), tmp_path)
+    assert written(Listed(rows), tmp_path, skip_bad=True).num_samples == 3
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"text": ""}, "its caption is empty"),
         ({"text": "\udc80"}, "surrogates not allowed"),
         ({"image": b"GIF89a"}, "not a JPEG, PNG or WebP file"),
-        ({"key": "a.b"}, "must not be empty, absolute, or contain a dot"),
+        ({"key": "a.b"}, "must not be empty, absolute, lead out, or"),
+        ({"key": "../../a"}, "must not be empty, absolute, lead out, or"),
     ],
 )
 def test_bad_samples_are_listed_and_the_others_stay_in_their_shards(

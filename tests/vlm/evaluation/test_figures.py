@@ -7,8 +7,27 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tests.support import unit_rows
-from vlm.evaluation import measure_geometry, recall, zero_shot_accuracy
+from vlm.evaluation import recall
+from vlm.evaluation import zero_shot_accuracy as zero_shot_outcome
 from vlm.evaluation.ranks import best_positive_ranks, top_matches
+from vlm.evaluation.tasks import GeometryResult, ZeroShotResult
+from vlm.evaluation.tasks import measure_geometry as geometry_outcome
+
+
+def zero_shot_accuracy(
+    images: torch.Tensor, classes: torch.Tensor, labels: torch.Tensor
+) -> ZeroShotResult:
+    return zero_shot_outcome(images, classes, labels).result
+
+
+def measure_geometry(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    groups: torch.Tensor | None = None,
+) -> GeometryResult:
+    return geometry_outcome(images, texts, generator, groups=groups).result
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -30,8 +49,8 @@ def brute_force(
 def test_ranks_equal_a_full_sort_whatever_the_tile(seed: int, tile: int) -> None:
     generator = seeded(seed)
     # Few distinct values: plenty of ties.
-    queries = torch.randint(-1, 2, (7, 3), generator=generator).float()
-    gallery = torch.randint(-1, 2, (9, 3), generator=generator).float()
+    queries = torch.randint(-1, 2, (7, 3), generator=generator).float() / 2
+    gallery = torch.randint(-1, 2, (9, 3), generator=generator).float() / 2
     groups = torch.cat([torch.arange(4), torch.randint(0, 4, (5,), generator=generator)])
     query_groups = torch.randint(0, 4, (7,), generator=generator)
     found = best_positive_ranks(queries, gallery, query_groups, groups, tile=tile)
@@ -50,7 +69,7 @@ def test_zero_shot_on_a_matrix_made_by_hand() -> None:
     images[1, 0], images[1, 1] = 0.9, 0.8  # class 1: second
     images[2] = torch.linspace(1, 0, 12)  # class 6: seventh
     images[3] = torch.linspace(1, 0, 12)  # class 11: last
-    result = zero_shot_accuracy(images, classes, torch.tensor([0, 1, 6, 11]))
+    result = zero_shot_accuracy(images / 4, classes, torch.tensor([0, 1, 6, 11]))
     assert (result.top1, result.top5, result.top10) == (0.25, 0.5, 0.75)
     assert result.mean_per_class == 0.25
     assert (result.classes, result.samples, result.chance) == (12, 4, 1 / 12)
@@ -63,8 +82,8 @@ def test_mean_per_class_weighs_rare_classes_alike() -> None:
 
 
 def test_a_tie_goes_to_the_lower_class() -> None:
-    flat = torch.ones(2, 3)
-    result = zero_shot_accuracy(flat, torch.ones(3, 3), torch.tensor([0, 2]))
+    flat = torch.full((2, 3), 0.5)
+    result = zero_shot_accuracy(flat, torch.full((3, 3), 0.5), torch.tensor([0, 2]))
     assert result.top1 == 0.5
 
 
@@ -175,17 +194,8 @@ def test_rows_of_one_group_are_no_strangers_to_each_other() -> None:
     alone = measure_geometry(image.float(), text.float(), seeded())
     assert found.image_uniformity == alone.image_uniformity
     numbered = measure_geometry(image.float(), text.float(), seeded(), groups=torch.arange(60))
-    assert numbered == alone
-
-
-def test_geometry_is_the_same_whatever_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    image, text = unit_rows(50, 8).float(), unit_rows(50, 8, seed=1).float()
-    groups = torch.arange(50) // 3
-    whole = measure_geometry(image, text, seeded(), groups=groups)
-    monkeypatch.setattr("vlm.evaluation.geometry._TILE", 7)
-    cut = measure_geometry(image, text, seeded(), groups=groups)
-    for name, value in whole.model_dump().items():
-        assert cut.model_dump()[name] == pytest.approx(value, abs=1e-12), name
+    unlike = {"tolerance", "joint_v_measure"}  # which need groups
+    assert numbered.model_dump(exclude=unlike) == alone.model_dump(exclude=unlike)
 
 
 def test_pairs_of_one_single_group_are_refused() -> None:
@@ -220,4 +230,5 @@ def test_geometry_is_blind_to_rotation() -> None:
         (image @ rotation).float(), (text @ rotation).float(), seeded()
     ).model_dump()
     for name, value in plain.items():
-        assert_close(turned[name], value, rtol=1e-3, atol=2e-3, msg=name)
+        if isinstance(value, float):
+            assert_close(turned[name], value, rtol=1e-3, atol=2e-3, msg=name)

@@ -64,7 +64,7 @@ def opened(name: str, size: int = 32, **options: Any) -> Any:
     return open_clip.create_model(name, force_image_size=size, **options).eval()
 
 
-def started(size: int = 32, context_length: int = 12, **changes: Any) -> DualEncoder:
+def started(size: int = 32, context_length: int = 12, **changes: Any) -> Any:
     config = DualEncoderConfig.model_validate(changes)
     model = build_model(config, image_size=size, context_length=context_length)
     assert isinstance(model, DualEncoder)

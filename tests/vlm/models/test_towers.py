@@ -117,7 +117,8 @@ def test_a_text_encoder_starts_from_its_weights_and_masks_its_padding(
 
     model, _ = built(text={"type": "huggingface", "name": str(bert), "pooling": pooling})
     ids = build_tokenizer(tokens(bert))(TEXTS[:2])
-    said = BertModel.from_pretrained(bert).eval()(ids, attention_mask=(ids != PAD).long())
+    theirs: Any = BertModel.from_pretrained(bert)  # in evaluation mode
+    said = theirs(ids, attention_mask=(ids != PAD).long())
     expected = {
         "cls": said.last_hidden_state[:, 0],
         "cls_pooler": said.pooler_output,
@@ -127,6 +128,14 @@ def test_a_text_encoder_starts_from_its_weights_and_masks_its_padding(
     assert trim_padding(ids).shape == (2, 5)
     assert_close(model.encode_text(ids), expected, rtol=1e-5, atol=1e-6)
     assert_close(model.encode_text(trim_padding(ids)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_caption_longer_than_a_text_encoder_can_read_is_told(bert: Path) -> None:
+    config = DualEncoderConfig.model_validate(
+        {**TINY_MODEL, "text": {"type": "huggingface", "name": str(bert)}}
+    )
+    with pytest.raises(ConfigError, match="context_length=25: .* knows 24 positions"):
+        build_model(config, image_size=32, context_length=25)
 
 
 def test_a_bundle_of_a_text_encoder_needs_nothing_beside_it(
@@ -248,3 +257,19 @@ def test_a_vision_model_of_one_size_reads_the_configured_size() -> None:
         model: Any = build_model(config, image_size=48, context_length=12)
         assert model.train().encode_image(torch.empty(2, 3, 48, 48)).shape == (2, 16)
     assert tuple(model.image.trunk.pos_embed.shape) == (1, 1 + 9, 192)
+
+
+def test_a_text_encoder_recomputes_its_blocks_to_the_same_gradients(bert: Path) -> None:
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        text = {"type": "huggingface", "name": str(bert)}
+        model, _ = built(text=text, gradient_checkpointing=recompute)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        ids = build_tokenizer(tokens(bert))(TEXTS)
+        model.train().encode_text(ids)[:, 0].sum().backward()
+        gradients.append({n: p.grad for n, p in model.text.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert_close(gradients[1][name], gradient)

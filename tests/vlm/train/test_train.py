@@ -27,7 +27,7 @@ from vlm.data.samples import Sample
 from vlm.data.write import write_shards
 from vlm.distributed import World
 from vlm.errors import CheckpointError, ConfigError, VlmError
-from vlm.evaluation import embed_dataset, recall
+from vlm.evaluation import embed_shards, recall
 from vlm.inference import Encoder, load_bundle
 from vlm.train import TrainConfig, train
 from vlm.train.checkpoint import latest_checkpoint, load_weights
@@ -110,7 +110,7 @@ def test_training_learns_to_match_drawings_with_captions(tmp_path: Path) -> None
         optim={"type": "lion", "lr": 1e-3, "weight_decay": 0.1}, checkpoint_every=500,
     )  # fmt: skip
     run(config)
-    data = embed_dataset(Encoder(load_run(config.run_folder)), tmp_path / "shards")
+    data = embed_shards(Encoder(load_run(config.run_folder)), tmp_path / "shards")
     groups = data.groups("concept")
     found = recall(data.texts, data.images, groups, groups)
     assert found.chance < 0.07
@@ -373,17 +373,17 @@ def test_an_exported_run_is_a_bundle_with_means_metrics_and_provenance(tmp_path:
     config = configured(tmp_path)
     run(config)
     fingerprint = load_run(config.run_folder).info.fingerprint
-    evaluation = {"model": {"fingerprint": fingerprint}, "zero_shot": {"t": {"top1": 0.5}}}
+    evaluation = {"model": {"fingerprint": fingerprint}, "results": {"zero_shot/t": {"top1": 0.5}}}
     (config.run_folder / "evaluation.json").write_text(json.dumps(evaluation))
     info = export_run(config.run_folder, tmp_path / "bundle", console=quiet())
     assert info.fingerprint == fingerprint
-    assert info.metrics == {"zero_shot": {"t": {"top1": 0.5}}}
+    assert info.metrics == {"results": {"zero_shot/t": {"top1": 0.5}}}
     assert info.provenance["samples_seen"] == 144
     assert info.provenance["config"]["optim"]["type"] == "lion"
     assert info.modality_means is not None
     assert info.modality_means.num_pairs == 64
     encoder = Encoder(load_bundle(tmp_path / "bundle"))
-    data = embed_dataset(encoder, tmp_path / "shards")
+    data = embed_shards(encoder, tmp_path / "shards")
     assert info.modality_means.text == pytest.approx(data.texts.mean(0).tolist(), abs=1e-6)
 
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from vlm.data.samples import IMAGE_EXTENSIONS, Sample
 from vlm.data.sources.protocol import BadSample
@@ -29,6 +29,8 @@ class FolderSource:
     """Keys of the rows whose own would come a second time."""
     digest: str
     """Of names, sizes and times of images and captions."""
+
+    needs_text: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.names)

@@ -21,6 +21,11 @@ class BadSample:
 class SampleSource(Protocol):
     """Pairs by row number, readable from any row on; picklable, for it is sent to workers."""
 
+    @property
+    def needs_text(self) -> bool:
+        """Whether a sample without text is bad; of shards, the metadata may hold the caption."""
+        ...
+
     def __len__(self) -> int:
         """Number of rows, bad ones included."""
         ...

@@ -1,30 +1,26 @@
 """Pairs from a folder of shards, to be sharded anew."""
 
-import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vlm.data.manifest import MANIFEST_NAME, Manifest, open_manifest
+import numpy as np
+
+from vlm.data.location import open_location
+from vlm.data.manifest import Manifest
+from vlm.data.plan import usual_run_length
 from vlm.data.reader import Reader
+from vlm.data.remote import RemoteConfig, is_url
 from vlm.data.samples import Sample
-from vlm.data.scan import split_member_name
 from vlm.data.sources.protocol import BadSample
 from vlm.errors import DataError
 
-__all__ = ["ShardsSource", "holds_shards"]
-
-_NO_KEY = "?"
-
-
-def holds_shards(folder: Path) -> bool:
-    """Whether a folder is a set of shards, indexed or not."""
-    return (folder / MANIFEST_NAME).is_file() or any(folder.glob("*.tar"))
+__all__ = ["ShardsSource"]
 
 
 class ShardsSource:
-    """The samples of an indexed folder of webdataset tars, whoever wrote them.
+    """The samples of an indexed folder of webdataset tars, whoever wrote them; or of a URL.
 
     Keys, captions and metadata stay. A key may lie in two source shards; where both come into one
     `read`, the later gets the stem of its source shard in front.
@@ -33,13 +29,16 @@ class ShardsSource:
         DataError: If the folder is not indexed, or has changed since.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._manifest: Manifest = open_manifest(folder)
+    needs_text = False
 
-    def __reduce__(self) -> tuple[type["ShardsSource"], tuple[Path]]:
+    def __init__(self, location: Path | str) -> None:
+        self.location = str(location)
+        self._manifest: Manifest
+        self._manifest, self._shards = open_location(self.location, RemoteConfig())
+
+    def __reduce__(self) -> tuple[type["ShardsSource"], tuple[str]]:
         # A worker maps the index itself; pickled, it would be copied into every one.
-        return ShardsSource, (self.folder,)
+        return ShardsSource, (self.location,)
 
     def __len__(self) -> int:
         return self._manifest.num_samples
@@ -47,7 +46,7 @@ class ShardsSource:
     def facts(self) -> dict[str, Any]:
         return {
             "kind": "shards",
-            "path": str(self.folder.resolve()),
+            "path": self.location if is_url(self.location) else str(Path(self.location).resolve()),
             "samples": len(self),
             "fingerprint": self._manifest.fingerprint,
         }
@@ -58,35 +57,25 @@ class ShardsSource:
 
     def read(self, start: int, stop: int) -> Iterator[Sample | BadSample]:
         seen: set[str] = set()
-        with Reader(self._manifest) as reader:
-            for row in range(start, stop):
+        remote = is_url(self.location)
+        length = usual_run_length(len(self), remote=remote)
+        with Reader(self._manifest, shards=self._shards, run_length=length) as reader:
+            for row in reader.in_order(np.arange(start, stop, dtype=np.int64)):
                 try:
                     sample = reader.read(row)
                 except DataError as error:
                     yield BadSample(key=reader.name(row)[1], reason=str(error))
+                    continue
+                if not sample.text and self._manifest.index[row]["text_size"]:
+                    yield BadSample(key=sample.key, reason="its caption is empty")
                     continue
                 key = self._free_key(row, sample.key, seen)
                 seen.add(key)
                 yield replace(sample, key=key)
 
     def _free_key(self, row: int, key: str, seen: set[str]) -> str:
-        shard, entry = self._manifest.locate(row)
-        path = Path(self._manifest.where(shard))
-        if key == _NO_KEY:
-            key = _long_key(path, int(entry["offset"]))
+        shard, _ = self._manifest.locate(row)
+        stem = PurePosixPath(self._manifest.where(shard)).stem.replace(".", "_")
         while key in seen:
-            key = f"{path.stem.replace('.', '_')}_{key}"
+            key = f"{stem}_{key}"
         return key
-
-
-def _long_key(path: Path, offset: int) -> str:
-    """The key of a sample whose name is too long, or not plain enough, for one tar header."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                member = tar.next()
-    except (OSError, tarfile.TarError) as error:
-        message = f"{path}: no tar header at byte {offset} ({error}); index the folder again"
-        raise DataError(message) from error
-    return _NO_KEY if member is None else split_member_name(member.name)[0]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import pyarrow as pa
 import pyarrow.csv
@@ -34,6 +34,8 @@ class TableSource:
     num_rows: int
     image_column: str
     caption_column: str
+
+    needs_text: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return self.num_rows

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support import drawing, drawn_samples, encoded
-from vlm.data.manifest import build_manifest
+from vlm.data.manifest import build_manifest, holds_shards
 from vlm.data.samples import Sample
 from vlm.data.sequential import iterate_samples
 from vlm.data.sources.protocol import BadSample
-from vlm.data.sources.shards import ShardsSource, holds_shards
+from vlm.data.sources.shards import ShardsSource
 from vlm.data.write import write_shards
 from vlm.data.write_parallel import WriteOptions, write_dataset
 from vlm.errors import DataError
@@ -147,3 +147,25 @@ def test_what_img2dataset_leaves_is_indexed_and_sharded_anew(tmp_path: Path) -> 
         "shard-000000.tar",
         "shard-000001.tar",
     ]
+
+
+def test_captions_that_lie_in_the_metadata_or_in_class_labels_are_sharded_anew(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a").mkdir()
+    image = drawn_samples(1)[0].image
+    members = {"a.png": image, "a.json": b'{"caption": "a cat"}', "b.png": image, "b.cls": b"3"}
+    with tarfile.open(tmp_path / "a/x.tar", "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    build_manifest(tmp_path / "a")
+    resharded(tmp_path / "a", tmp_path / "b", 2)
+    found = list(ShardsSource(tmp_path / "b").read(0, 2))
+    assert [sample.metadata for sample in found if isinstance(sample, Sample)] == [
+        {"caption": "a cat"},
+        {"cls": 3},
+    ]
+    with pytest.raises(DataError, match=r"sample 'a' has no \.txt"):
+        list(iterate_samples(tmp_path / "b"))

@@ -1,0 +1,213 @@
+"""The client and the verbs that ask: a server process and a bundle in this one say the same."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from serving.stores import EmbeddedStore, Item
+from tests.serving.conftest import Server
+from tests.serving.wire import picture
+from tests.support import drawing
+from vlm.cli.main import app
+from vlm.client import AsyncClient, Client, ClientError
+from vlm.errors import ConfigError, DataError, VlmError
+from vlm.inference import Encoder
+
+TEXTS = [f"text {n}" for n in range(40)]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "red.png", tmp_path / "blue.jpg"]  # the name says nothing
+    for path, colour in zip(paths, ("red", "blue"), strict=True):
+        path.write_bytes(picture(colour))
+    return paths
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.url) as client:
+        yield client
+
+
+def run(*arguments: object, **options: Any) -> str:
+    """What a verb prints; its errors are raised."""
+    done = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False, **options)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_both_clients_embed_more_than_one_request_holds(
+    server: Server, client: Client, encoder: Encoder, pictures: list[Path]
+) -> None:
+    inputs: list[str | Path | bytes] = [*TEXTS, pictures[0], picture("blue")]
+    images = encoder.encode_images([drawing("red", "circle"), drawing("blue", "circle")])
+    expected = np.concatenate([encoder.encode_texts(TEXTS), images])
+    np.testing.assert_allclose(client.embed(inputs), expected, atol=1e-5)
+
+    async def ask() -> tuple[np.ndarray, list[str]]:
+        async with AsyncClient(server.url, model="tiny") as found:
+            shown = await found.classify([pictures[0]], labels=["red", "blue"])
+            assert sum(entry.probability for entry in shown[0].labels) == pytest.approx(1)
+            assert isinstance(await found.search("red", limit=1), list)
+            with pytest.raises(ClientError, match="writes no captions"):
+                await found.caption([pictures[0]])
+            return await found.embed(inputs), await found.models()
+
+    rows, models = asyncio.run(ask())
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+    assert models == client.models() == ["tiny"]
+
+
+def test_refusals_are_told_in_the_servers_words(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match=r"answered 422: images.0: not a readable image"):
+        client.classify([b"nothing"], labels=["a"])
+    other = Client(str(client._http.base_url), model="x")
+    with other, pytest.raises(ClientError, match="no model is called 'x'"):
+        other.embed(["a"])
+    with pytest.raises(ClientError, match=r"absent.png: cannot be read \(No such file"):
+        client.caption([tmp_path / "absent.png"])
+    nowhere = Client("http://127.0.0.1:1")
+    with nowhere, pytest.raises(ClientError, match="is the server there"):
+        nowhere.models()
+
+
+def test_a_busy_server_is_asked_again_as_often_as_allowed_and_not_more() -> None:
+    answers: list[int] = []
+
+    def busy(request: httpx.Request) -> httpx.Response:
+        answers.append(503)
+        if len(answers) < 3:
+            return httpx.Response(503, headers={"retry-after": "0"}, json={"detail": "full"})
+        return httpx.Response(200, json={"data": [{"id": "m"}]})
+
+    for retries in (2, 1):
+        answers.clear()
+        client = Client("http://x.example", retries=retries)
+        client.close()
+        client._http = httpx.Client(
+            base_url="http://x.example", transport=httpx.MockTransport(busy)
+        )
+        if retries == 2:
+            assert client.models() == ["m"]
+        else:
+            with pytest.raises(ClientError, match="answered 503: full"):
+                client.models()
+        client.close()
+
+
+def test_classify_says_the_same_with_a_server_and_without(
+    server: Server, bundle: Path, pictures: list[Path]
+) -> None:
+    options = ["classify", *pictures, "--labels", "red, blue ,green", "--top-k", 2]
+    alone = run(*options, "--bundle", bundle, "--template", "a {}")
+    asked = run(*options, "--server", server.url, "--template", "a {}")
+    assert alone == asked
+    assert alone.count("%") == 4
+    httpx.put(f"{server.url}/v1/label-sets/verbs", json={"classes": ["red", "blue"]})
+    stored = run("classify", pictures[0], "--label-set", "verbs", "--server", server.url)
+    assert stored.count("%") == 2
+    httpx.delete(f"{server.url}/v1/label-sets/verbs")
+
+
+def test_embed_says_the_same_with_a_server_and_without(
+    server: Server, bundle: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    options = ["embed", pictures[0], "--text", "red", "--text", "blue"]
+    alone = [json.loads(line) for line in run(*options, "--bundle", bundle).splitlines()]
+    run(*options, "--server", server.url, "--out", tmp_path / "out/rows.npy")
+    rows = np.load(tmp_path / "out/rows.npy")
+    assert [entry["input"] for entry in alone] == [str(pictures[0]), "red", "blue"]
+    np.testing.assert_allclose([entry["embedding"] for entry in alone], rows, atol=2e-6)
+
+
+def test_search_says_the_same_with_a_server_and_without(
+    server: Server, bundle: Path, encoder: Encoder, pictures: list[Path], tmp_path: Path
+) -> None:
+    store = EmbeddedStore(tmp_path / "i", fingerprint=encoder.fingerprint, dim=16)
+    rows = encoder.encode_images([drawing(c, "circle") for c in ("red", "blue")])
+    names = [("verbs-red", rows[0]), ("verbs-blue", rows[1])]
+    store.upsert([Item(id=n, vector=r, metadata={"of": "verbs"}) for n, r in names])
+    for path, (name, _) in zip(pictures, names, strict=True):
+        files, data = {"image": path.read_bytes()}, {"id": name, "metadata": '{"of": "verbs"}'}
+        httpx.post(f"{server.url}/v1/items", files=files, data=data)
+    for query in (["a red circle"], ["--image", pictures[1]]):
+        options = ["search", *query, "--where", "of=verbs"]
+        alone = run(*options, "--bundle", bundle, "--index", tmp_path / "i")
+        assert alone == run(*options, "--server", server.url)
+        assert len(alone.splitlines()) == 2
+    for name, _ in names:
+        httpx.delete(f"{server.url}/v1/items/{name}")
+    nothing = run("search", "x", "--where", "of=3", "--bundle", bundle, "--index", tmp_path / "i")
+    assert nothing == "nothing found\n"
+
+
+def test_the_load_generator_tells_rates_and_what_was_refused(
+    server: Server, tmp_path: Path
+) -> None:
+    out = tmp_path / "figures.json"
+    for kind in ("--texts", "--no-texts"):
+        printed = run(
+            "bench-serve", server.url, kind, "--seconds", 0.2, "--concurrency", "1,4", "--out", out
+        )
+        figures = json.loads(out.read_text())
+        assert figures["4"]["per_second"] > 0
+        assert figures["1"]["p99_ms"] >= figures["1"]["p50_ms"] > 0
+        assert "answers/s" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "said"),
+    [
+        (["classify", "x.png"], ConfigError, "say what to choose from"),
+        (["classify", "x.png", "--labels", " ,"], ConfigError, "holds no label"),
+        (["classify", "x.png", "--label-set", "a"], ConfigError, "kept by a server"),
+        (["classify", "x.png", "--labels", "a"], DataError, "x.png: cannot be read"),
+        (["classify", "x.png", "--labels", "a", "--template", "b"], ConfigError, "no {}"),
+        (["embed"], ConfigError, "nothing to embed"),
+        (["embed", "--text", "a", "--out", "rows.pt"], ConfigError, "written as .npy"),
+        (["embed", "."], ConfigError, "vlm embed . --out FOLDER"),
+        (["embed", "absent"], DataError, "absent: cannot be read as an image"),
+        (["search"], ConfigError, "say what to look for"),
+        (["search", "a", "--where", "b"], ConfigError, "expected key=value"),
+        (["search", "a", "--index", "absent"], DataError, "no collection"),
+        (["search", "a", "--server", "x", "--key-file", "absent"], ConfigError, "key cannot be"),
+        (
+            ["bench-serve", "http://127.0.0.1:1", "--concurrency", "0"],
+            ConfigError,
+            "from 1 to 1024",
+        ),
+        (["bench-serve", "http://127.0.0.1:1", "--seconds", "1"], DataError, "refused"),
+        (["bench-serve", "nowhere", "--seconds", "1"], DataError, "such as http"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_done(
+    arguments: list[str], kind: type[VlmError], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
+        run(*arguments)
+
+
+def test_a_key_comes_from_the_environment_or_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    def remember(self: Client, *_: object) -> np.ndarray:
+        seen.append(self._http.headers["authorization"])
+        return np.zeros((1, 2), np.float32)
+
+    monkeypatch.setattr(Client, "embed", remember)
+    (tmp_path / "key").write_text("from a file\n")
+    ask = ["embed", "--text", "a", "--server", "http://127.0.0.1:1"]
+    run(*ask, env={"VLM_API_KEY": "from outside"})
+    run(*ask, "--key-file", tmp_path / "key", env={"VLM_API_KEY": "from outside"})
+    assert seen == ["Bearer from outside", "Bearer from a file"]
+    assert "from outside" not in run("embed", "--help", env={"VLM_API_KEY": "from outside"})

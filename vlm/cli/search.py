@@ -1,0 +1,84 @@
+"""`vlm search`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from vlm.answers import Found
+from vlm.cli.asking import Bundle, Key, KeyFile, Server, client_of, decoded
+from vlm.errors import ConfigError, DataError
+
+__all__ = ["search"]
+
+
+def search(
+    query: Annotated[str | None, typer.Argument(help="What the pictures should show.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Pictures like this one, instead.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 10,
+    where: Annotated[
+        list[str] | None, typer.Option(help="key=value of the metadata; may be repeated.")
+    ] = None,
+    bundle: Bundle = Path("runs/demo/bundle"),
+    index: Annotated[
+        Path | None, typer.Option(help="Folder of the collection; default: beside the bundle.")
+    ] = None,
+    server: Server = None,
+    key_file: KeyFile = None,
+    key: Key = None,
+) -> None:
+    """Find stored pictures by words or by a picture, best first."""
+    if (query is None) == (image is None):
+        message = "say what to look for: words, or --image FILE"
+        raise ConfigError(message)
+    wanted = _filter(where or [])
+    asked = query if image is None else image
+    assert asked is not None
+    if server is None:
+        found = _in_process(bundle, index or bundle.parent / "index", asked, limit, wanted)
+    else:
+        with client_of(server, key, key_file) as client:
+            found = client.search(asked, limit=limit, filter=wanted)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for hit in found:
+        console.print(f"{hit.score:.4f}  {hit.id}  {hit.text or ''}".rstrip())
+    if not found:
+        console.print("nothing found")
+
+
+def _filter(pairs: list[str]) -> dict[str, Any]:
+    """Values are read as YAML: true, 3 and words."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            message = f"--where {pair!r}: expected key=value"
+            raise ConfigError(message)
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def _in_process(
+    bundle: Path, index: Path, asked: str | Path, limit: int, wanted: dict[str, Any]
+) -> list[Found]:
+    from serving.errors import BadInputError, FingerprintError  # noqa: PLC0415 - `serve` extra
+    from serving.stores import EmbeddedStore  # noqa: PLC0415 - `serve` extra
+    from vlm.inference import Encoder  # noqa: PLC0415 - torch costs seconds
+
+    if not index.is_dir():
+        message = f"{index}: no collection; make one: vlm index SHARDS --bundle {bundle}"
+        raise DataError(message)
+    pixels = None if isinstance(asked, str) else decoded(asked)
+    encoder = Encoder.load(bundle)
+    if isinstance(asked, str):
+        row = encoder.encode_texts([asked])[0]
+    else:
+        row = encoder.encode_images([] if pixels is None else [pixels])[0]
+    try:
+        store = EmbeddedStore(index, fingerprint=encoder.fingerprint, dim=encoder.dim)
+        hits = store.search(row, limit, wanted)
+    except (FingerprintError, BadInputError) as error:
+        raise DataError(str(error)) from error
+    return [Found(id=h.id, score=h.score, text=h.text, metadata=h.metadata) for h in hits]

@@ -1,0 +1,264 @@
+"""A client of the server: the same questions, waiting or not.
+
+    with Client("http://127.0.0.1:8000") as client:
+        rows = client.embed(["a red apple", Path("apple.jpg")])
+        (answer,) = client.classify([Path("apple.jpg")], labels=["apple", "pear"])
+
+Texts are `str`, images are `Path` or `bytes`. What the server refuses raises `ClientError` with its
+own words; where it is only busy, the client waits as long as it is told and asks again.
+"""
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Generic, TypeVar
+
+import httpx
+import numpy as np
+
+from vlm.answers import Found, Label, Shown
+from vlm.errors import VlmError
+
+__all__ = ["AsyncClient", "Client", "ClientError", "Found", "Label", "Shown"]
+
+Image = Path | bytes
+AnswerT = TypeVar("AnswerT")
+_BUSY: Final = frozenset({429, 503})
+_CHUNK: Final = 32
+"""Inputs of one request; a server allows 64 unless told otherwise."""
+_LONGEST_WAIT: Final = 30.0
+
+
+class ClientError(VlmError):
+    """The server refused, failed, or cannot be reached; the message is its own."""
+
+
+@dataclass(frozen=True)
+class _Call(Generic[AnswerT]):
+    """One request, and how its answer is read."""
+
+    method: str
+    path: str
+    read: Callable[[Any], AnswerT]
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Client:
+    """Asks and waits.
+
+    Args:
+        url: Of the server, e.g. `http://127.0.0.1:8000`.
+        key: Sent as a bearer token.
+        model: Asked where a call names none; by default the server's own default.
+        seconds: Longest wait for an answer.
+        retries: How often a busy server is asked again.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        model: str | None = None,
+        seconds: float = 60,
+        retries: int = 3,
+    ) -> None:
+        self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=seconds)
+        self._model = model
+        self._retries = retries
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def embed(self, inputs: Sequence[str | Image]) -> np.ndarray:
+        """Unit float32 rows, [input dim]."""
+        return np.concatenate([self._ask(call) for call in _embed(inputs, self._model)])
+
+    def classify(self, images: Sequence[Image], **options: Any) -> list[Shown]:
+        """What each image shows; `options` are fields of `/v1/classify`, e.g. `labels`."""
+        return self._ask(_classify(images, self._model, options))
+
+    def search(self, query: str | Image, **options: Any) -> list[Found]:
+        """Stored items nearest to a text or an image; `options` are `limit` and `filter`."""
+        return self._ask(_search(query, options))
+
+    def caption(self, images: Sequence[Image], **options: Any) -> list[str]:
+        """A caption for each image; `options` are `search` and `seed`."""
+        return self._ask(_caption(images, self._model, options))
+
+    def models(self) -> list[str]:
+        """Names of what is served, the default first."""
+        return self._ask(_MODELS)
+
+    def _ask(self, call: _Call[AnswerT]) -> AnswerT:
+        for tries in range(self._retries + 1):
+            try:
+                answer = self._http.request(call.method, call.path, json=call.body or None)
+            except httpx.HTTPError as error:
+                raise _unreachable(self._http.base_url, error) from error
+            if answer.status_code not in _BUSY or tries == self._retries:
+                break
+            time.sleep(_wait_seconds(answer))
+        return _read(answer, call)
+
+
+class AsyncClient:
+    """The same questions as `Client`, for `await`; see there for the arguments."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        model: str | None = None,
+        seconds: float = 60,
+        retries: int = 3,
+    ) -> None:
+        self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), timeout=seconds)
+        self._model = model
+        self._retries = retries
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def embed(self, inputs: Sequence[str | Image]) -> np.ndarray:
+        calls = _embed(inputs, self._model)
+        return np.concatenate(await asyncio.gather(*map(self._ask, calls)))
+
+    async def classify(self, images: Sequence[Image], **options: Any) -> list[Shown]:
+        return await self._ask(_classify(images, self._model, options))
+
+    async def search(self, query: str | Image, **options: Any) -> list[Found]:
+        return await self._ask(_search(query, options))
+
+    async def caption(self, images: Sequence[Image], **options: Any) -> list[str]:
+        return await self._ask(_caption(images, self._model, options))
+
+    async def models(self) -> list[str]:
+        return await self._ask(_MODELS)
+
+    async def _ask(self, call: _Call[AnswerT]) -> AnswerT:
+        for tries in range(self._retries + 1):
+            try:
+                answer = await self._http.request(call.method, call.path, json=call.body or None)
+            except httpx.HTTPError as error:
+                raise _unreachable(self._http.base_url, error) from error
+            if answer.status_code not in _BUSY or tries == self._retries:
+                break
+            await asyncio.sleep(_wait_seconds(answer))
+        return _read(answer, call)
+
+
+def _embed(inputs: Sequence[str | Image], model: str | None) -> list[_Call[np.ndarray]]:
+    parts = [inputs[n : n + _CHUNK] for n in range(0, len(inputs), _CHUNK)]
+    return [
+        _Call(
+            "POST",
+            "/v1/embeddings",
+            _rows,
+            {
+                "input": [entry if isinstance(entry, str) else _url(entry) for entry in part],
+                "encoding_format": "base64",
+                "model": model,
+            },
+        )
+        for part in parts
+    ]
+
+
+def _rows(tree: Any) -> np.ndarray:
+    packed = [base64.b64decode(entry["embedding"]) for entry in tree["data"]]
+    return np.stack([np.frombuffer(row, "<f4") for row in packed])
+
+
+def _classify(
+    images: Sequence[Image], model: str | None, options: Mapping[str, Any]
+) -> _Call[list[Shown]]:
+    def read(tree: Any) -> list[Shown]:
+        return [
+            Shown(
+                labels=[Label(**entry) for entry in result["predictions"]],
+                none_of_these=result["none_of_these"],
+            )
+            for result in tree["results"]
+        ]
+
+    body = {"images": [_url(image) for image in images], "model": model, **options}
+    return _Call("POST", "/v1/classify", read, body)
+
+
+def _search(query: str | Image, options: Mapping[str, Any]) -> _Call[list[Found]]:
+    def read(tree: Any) -> list[Found]:
+        names = ("id", "score", "text", "metadata")
+        return [Found(**{name: hit[name] for name in names}) for hit in tree["results"]]
+
+    asked = {"text": query} if isinstance(query, str) else {"image": _url(query)}
+    return _Call("POST", "/v1/search", read, {**asked, **options})
+
+
+def _caption(
+    images: Sequence[Image], model: str | None, options: Mapping[str, Any]
+) -> _Call[list[str]]:
+    body = {"images": [_url(image) for image in images], "model": model, **options}
+    return _Call("POST", "/v1/caption", lambda tree: list(tree["captions"]), body)
+
+
+_MODELS: Final[_Call[list[str]]] = _Call(
+    "GET", "/v1/models", lambda tree: [model["id"] for model in tree["data"]]
+)
+
+
+def _url(image: Image) -> str:
+    try:
+        data = image if isinstance(image, bytes) else image.read_bytes()
+    except OSError as error:
+        message = f"{image!s}: cannot be read ({error.strerror})"
+        raise ClientError(message) from error
+    # The server looks at the content, so any kind of image may be named.
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"authorization": f"Bearer {key}"}
+
+
+def _wait_seconds(answer: httpx.Response) -> float:
+    text = answer.headers.get("retry-after", "1")
+    return min(float(text) if text.isdecimal() else 1.0, _LONGEST_WAIT)
+
+
+def _unreachable(url: httpx.URL, error: httpx.HTTPError) -> ClientError:
+    return ClientError(f"{url}: no answer ({error or type(error).__name__}); is the server there?")
+
+
+def _read(answer: httpx.Response, call: _Call[AnswerT]) -> AnswerT:
+    try:
+        tree = answer.json()
+    except ValueError:
+        tree = {}
+    if answer.status_code != httpx.codes.OK:
+        said = tree.get("detail") if isinstance(tree, dict) else None
+        message = f"{call.path}: the server answered {answer.status_code}: {said or 'no reason'}"
+        raise ClientError(message)
+    return call.read(tree)

@@ -1,0 +1,113 @@
+"""Search in one gallery of images and texts together, where a modality gap does its harm."""
+
+from typing import Final, Literal
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor
+
+from vlm.evaluation.bootstrap import Scores
+from vlm.evaluation.exact import exact_mean
+from vlm.evaluation.ranks import top_matches
+from vlm.evaluation.tasks.base import Context, Outcome, TaskConfig, TaskResult
+from vlm.evaluation.tasks.centring import Origin, centred, means_for
+
+__all__ = ["MixedResult", "MixedTask", "ndcg"]
+
+_FIRST: Final = 10
+
+
+class MixedResult(TaskResult):
+    """Fractions from 0 to 1; without and with centring."""
+
+    type: Literal["mixed_retrieval"] = "mixed_retrieval"
+    ndcg10: float = Field(ge=0, le=1)
+    ndcg10_centred: float = Field(ge=0, le=1)
+    other_modality: float = Field(ge=0, le=1)
+    """Share of the first 10 found that are not of the query's own modality."""
+    other_modality_centred: float = Field(ge=0, le=1)
+    other_modality_even: float
+    """What that share is for a model that does not see the modality."""
+    means: Origin
+    """Where the means for centring come from."""
+    queries: int
+    gallery: int
+
+
+class MixedTask(TaskConfig):
+    """Each sample is in the gallery as its image or as its first caption, by the toss of a coin.
+
+    The query is what is left of the pair, and what it shall find is of the other modality: a gap
+    lets all items of its own come first. The idea is that of MixBench (arXiv:2507.19054); its own
+    datasets hold documents of both modalities, which pairs alone do not.
+    """
+
+    type: Literal["mixed_retrieval"] = "mixed_retrieval"
+    group_field: str | None = None
+    """Samples with equal values here are right answers for each other; none: only own pairs."""
+
+    def measure(self, context: Context) -> Outcome[MixedResult]:
+        """Search without and with centring.
+
+        Returns:
+            The figures; there is no evidence.
+        """
+        data = context.datasets[self.data]
+        groups = data.groups(self.group_field)
+        generator = torch.Generator().manual_seed(context.seed)
+        is_image = torch.rand(len(groups), generator=generator) < 0.5
+        means = means_for(context.subject, data)
+        found, others = {}, {}
+        for name, (images, texts) in {
+            "": (data.images.double(), data.first_texts.double()),
+            "_centred": (
+                centred(data.images, means.image),
+                centred(data.first_texts, means.text),
+            ),
+        }.items():
+            gallery = torch.where(is_image[:, None], images, texts)
+            queries = torch.where(is_image[:, None], texts, images)
+            top = top_matches(queries, gallery, _FIRST, context.world)
+            found[name] = ndcg(groups[top] == groups[:, None], _sizes(groups))
+            # A query of a sample in the gallery as an image is a text.
+            others[name] = (is_image[top] == is_image[:, None]).double().mean(dim=1)
+        scores = {
+            f"ndcg10{name}": Scores(values=values, clusters=groups)
+            for name, values in found.items()
+        }
+        share = is_image.double().mean()
+        result = MixedResult(
+            data=self.data,
+            ndcg10=exact_mean(found[""]),
+            ndcg10_centred=exact_mean(found["_centred"]),
+            other_modality=exact_mean(others[""]),
+            other_modality_centred=exact_mean(others["_centred"]),
+            other_modality_even=float(share * share + (1 - share) * (1 - share)),
+            means=means.origin,
+            queries=len(groups),
+            gallery=len(groups),
+        )
+        return Outcome(result=result, scores=scores)
+
+
+def ndcg(relevant: Tensor, num_relevant: Int64[Tensor, " query"]) -> Float[Tensor, " query"]:
+    """Normalised discounted cumulative gain of each query, with gains 0 and 1.
+
+    Args:
+        relevant: Whether the item at each place, best first, is a right answer; [query place].
+        num_relevant: How many right answers there are in all.
+
+    Source: DCG with the discount 1 / log2(place + 1), over that of the best order (Järvelin &
+        Kekäläinen 2002).
+    """
+    places = relevant.shape[1]
+    discounts = 1 / torch.log2(torch.arange(places, dtype=torch.float64) + 2)
+    best = torch.cat([torch.zeros(1, dtype=torch.float64), discounts.cumsum(dim=0)])
+    return (relevant.double() * discounts).sum(dim=1) / best[num_relevant.clamp(max=places)]
+
+
+def _sizes(groups: Int64[Tensor, " sample"]) -> Int64[Tensor, " sample"]:
+    """How many samples each sample's group has."""
+    _, inverse, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    return counts[inverse]
