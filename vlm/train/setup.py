@@ -71,7 +71,7 @@ def build_model(config: TrainConfig, *, initial_weights: bool = True) -> Model:
     if known < needed:
         message = (
             f"tokenizer: has {needed} ids, and the text tower knows {known}; choose the tokenizer "
-            f"that the tower was made with, or a tower with a larger vocabulary"
+            f"that the tower was made with, or a larger tower (model.text.vocab_size={needed})"
         )
         raise ConfigError(message)
     if initial_weights:
