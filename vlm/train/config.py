@@ -148,6 +148,15 @@ class RecoveryConfig(Config):
     """Without progress, to wait before saying which rank keeps the others waiting."""
 
 
+class HeldOutConfig(Config):
+    """Evaluation in the middle of a run, of the weights that would be exported."""
+
+    tasks: Path
+    """A file of `configs/evaluate`."""
+    every: int = Field(500, ge=1)
+    """Steps between two evaluations, each of a checkpoint saved for it; the end is one too."""
+
+
 class TeacherConfig(Config):
     """A frozen model that terms of the loss follow."""
 
@@ -185,6 +194,7 @@ class TrainConfig(Config):
     optim: OptimizerConfig
     engine: EngineConfig = TorchEngineConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    evaluation: HeldOutConfig | None = None
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Decay of the moving average of weights that is exported instead of the last weights."""
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -273,6 +283,13 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _recall_is_measured(self) -> "TrainConfig":
+        if self.guards_recall and self.evaluation is None:
+            message = "a guard of the loss has recall_drop: set evaluation.tasks, or leave it out"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
     def _memories_are_apart(self) -> "TrainConfig":
         remembering = [
             term.type
@@ -284,6 +301,12 @@ class TrainConfig(Config):
             message = f"loss {', '.join(twice)} is listed twice and would share one memory"
             raise ValueError(message)
         return self
+
+    @property
+    def guards_recall(self) -> bool:
+        """Whether a weight of the loss depends on held-out recall."""
+        guards = [getattr(term, "guard", None) for term in self.loss]
+        return any(guard is not None and guard.recall_drop is not None for guard in guards)
 
     @property
     def run_folder(self) -> Path:
