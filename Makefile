@@ -12,7 +12,7 @@ NPM := $(if $(shell command -v npm),,$(comma)npm)
 DATA := data/emoji
 RUN := runs/demo
 
-.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-doctor bench-train bench-serve bench-search bench-durability bench-evaluate clean browser help
+.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-doctor bench-train bench-serve bench-search bench-durability bench-evaluate bench-objectives clean browser help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -101,6 +101,11 @@ bench-serve: .venv/.installed-dev ## our server against a plain one, same weight
 bench-evaluate: .venv/.installed-dev ## retrieval of 100,000 among 100,000, exact, both ways: time and peak memory, as JSON
 	@mkdir -p build
 	@$(BIN)/python -m tests.bench.bench_evaluate --out build/bench-evaluate.json
+
+# 17 objectives, three seeds: some two hours on two quiet cores; stopped, it goes on where it was.
+bench-objectives: $(RUN)/bundle/bundle.json .venv/.installed-dev ## every objective on the demo's data at equal samples, as JSON and a table
+	@$(BIN)/python -m tests.bench.bench_objectives --out build/bench-objectives.json --set image.size=32 epochs=5
+	@$(BIN)/python -m tests.bench.bench_objectives --out build/bench-objectives.json --table
 
 # The page is tested in a real Chromium. Without one, and without the right to install it, those
 # tests say so and are skipped.

@@ -2,15 +2,21 @@
 
 import argparse
 import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from serving.logs import configure_logging
-from serving.settings import ServingSettings, load_settings
+from serving.settings import ServingSettings, hand_to_workers, load_settings
 from vlm.errors import VlmError
 from vlm.openmp import let_idle_threads_sleep
 
-__all__ = ["main", "run"]
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+__all__ = ["main", "run", "worker_app"]
 
 _FLAGS = ("bundle", "index", "host", "port")
 
@@ -18,18 +24,34 @@ _FLAGS = ("bundle", "index", "host", "port")
 def run(settings: ServingSettings) -> None:
     """Serve until SIGTERM or Ctrl-C; requests in flight are finished first."""
     let_idle_threads_sleep()
-    from serving.app import create_app  # noqa: PLC0415 - torch reads the thread policy when it loads
-
     configure_logging(settings.log_format)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        timeout_graceful_shutdown=settings.drain_seconds,
-        server_header=False,
-        access_log=False,
-        log_config=None,
-    )
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "timeout_graceful_shutdown": settings.drain_seconds,
+        "server_header": False,
+        "access_log": False,
+        "log_config": None,
+    }
+    if settings.workers == 1:
+        from serving.app import create_app  # noqa: PLC0415 - torch reads the thread policy at import
+
+        uvicorn.run(create_app(settings), **options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        hand_to_workers(settings, Path(folder))
+        application = "serving.__main__:worker_app"
+        uvicorn.run(application, factory=True, workers=settings.workers, **options)
+
+
+def worker_app() -> "FastAPI":
+    """The application of one of several processes, with the settings that `run` has left."""
+    let_idle_threads_sleep()
+    from serving.app import create_app  # noqa: PLC0415 - torch reads the thread policy at import
+
+    settings = load_settings([])
+    configure_logging(settings.log_format)
+    return create_app(settings)
 
 
 def main() -> None:

@@ -8,7 +8,14 @@ from pydantic import Field, field_validator
 
 from vlm.config import Config, load_config
 
-__all__ = ["ApiKey", "RemoteImages", "Scope", "ServingSettings", "load_settings"]
+__all__ = [
+    "ApiKey",
+    "RemoteImages",
+    "Scope",
+    "ServingSettings",
+    "hand_to_workers",
+    "load_settings",
+]
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 CONFIG_VARIABLE: Final = "VLM_SERVING_CONFIG"
@@ -66,6 +73,9 @@ class ServingSettings(Config):
     """Folder of stored label sets; none: `INDEX-label-sets`, beside the collection."""
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    workers: int = Field(1, ge=1, le=64)
+    """Processes that share the port; each has its own models, queue, cache and rates, and models
+    cannot be loaded over HTTP if there are several."""
     device: str = "cpu"
     runtime: Literal[
         "auto", "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-int8"
@@ -142,6 +152,14 @@ class ServingSettings(Config):
     @classmethod
     def _are_hex_digests(cls, values: list[str]) -> list[str]:
         return [_hex_digest(value) for value in values]
+
+
+def hand_to_workers(settings: ServingSettings, folder: Path) -> None:
+    """Write the settings where processes that start from now on read them."""
+    path = folder / "settings.yaml"
+    path.write_text(settings.model_dump_json(), encoding="utf-8")  # JSON is YAML too
+    path.chmod(0o600)
+    os.environ[CONFIG_VARIABLE] = str(path)
 
 
 def _hex_digest(value: str) -> str:

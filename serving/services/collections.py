@@ -28,6 +28,8 @@ from serving.services.recall import (
     held_out_queries,
     is_out_of_date,
     load_measurement,
+    measured_at,
+    only_one,
     save_measurement,
     tune,
 )
@@ -120,6 +122,7 @@ class Collections:
         """
         asked = name or DEFAULT
         target = self._resolved(asked)
+        self._look_again(target)
         if target not in self._open:
             try:
                 await self._open_known(target, asked)
@@ -238,7 +241,26 @@ class Collections:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    def _look_again(self, name: str) -> None:
+        """See what another process has made of an open collection: measured, or removed it."""
+        collection = self._open.get(name)
+        if collection is None:
+            return
+        if read_collection_info(collection.folder) is None:
+            del self._open[name]
+            return
+        changed = measured_at(collection.folder)
+        if changed != collection.tuning.file_changed:
+            collection.tuning.file_changed = changed
+            collection.tuning.measurement = load_measurement(collection.folder)
+            self._tell(collection)
+
     async def _measure_if_needed(self, collection: Collection) -> None:
+        with only_one(collection.folder) as alone:
+            if alone:
+                await self._measure_alone(collection)
+
+    async def _measure_alone(self, collection: Collection) -> None:
         least = self._settings.exact_below
         outdated = await asyncio.to_thread(
             is_out_of_date, collection.store, collection.measurement, exact_below=least
@@ -280,7 +302,9 @@ class Collections:
         folder, info = self._folder(name), embedder.info
         store = EmbeddedStore(folder, fingerprint=info.fingerprint, dim=info.dim)
         tuning = Tuning(
-            exact_below=self._settings.exact_below, measurement=load_measurement(folder)
+            exact_below=self._settings.exact_below,
+            file_changed=measured_at(folder),
+            measurement=load_measurement(folder),
         )
         retriever = Retriever(
             embedder, store, tuning=tuning, has_written=lambda: self._has_written(name)

@@ -4,11 +4,13 @@ An index that is never compared with exact search, by queries like the real ones
 find what it misses: captions lie a modality gap away from the pictures that an index was made of.
 """
 
+import fcntl
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -26,6 +28,8 @@ __all__ = [
     "is_out_of_date",
     "load_measurement",
     "measure",
+    "measured_at",
+    "only_one",
     "save_measurement",
     "tune",
 ]
@@ -41,6 +45,7 @@ _ENOUGH: Final = 0.999
 _GROWTH: Final = 1.25
 _REBUILD_GROWTH: Final = 4.0
 _FILE: Final = "recall.json"
+_LOCK: Final = ".measuring"
 _log = logging.getLogger(__name__)
 
 
@@ -165,6 +170,26 @@ def save_measurement(folder: Path, measurement: Measurement) -> None:
     draft = folder / f".{_FILE}.draft"
     draft.write_text(json.dumps(asdict(measurement), indent=1), encoding="utf-8")
     draft.replace(folder / _FILE)
+
+
+def measured_at(folder: Path) -> float | None:
+    """When the measurement of a collection was written last; None if there is none."""
+    try:
+        return (folder / _FILE).stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[bool]:
+    """Whether nobody else, in whichever process, is doing this for the collection now."""
+    with (folder / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def load_measurement(folder: Path) -> Measurement | None:

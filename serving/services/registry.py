@@ -123,7 +123,9 @@ class Registry:
         Raises:
             NotFoundError: If there is no such bundle.
             BadInputError: If it cannot be loaded or trusted, or its runtime strays.
+            ConflictError: If there are several processes, which would then differ.
         """
+        self._refuse_if_many()
         folder = self._folders().get(bundle or name)
         if folder is None or not _NAME.fullmatch(name):
             known = ", ".join(self.available()) or "none"
@@ -141,8 +143,9 @@ class Registry:
 
         Raises:
             NotFoundError: If nothing is served under it.
-            ConflictError: If it is the default model.
+            ConflictError: If it is the default model, or there are several processes.
         """
+        self._refuse_if_many()
         async with self._changes:
             if name == self._default_name:
                 message = f"{name!r} is the default model, which stays; load another in its place"
@@ -152,6 +155,14 @@ class Registry:
                 message = f"{name[:64]!r} is a fingerprint; unload by name"
                 raise NotFoundError(message)
             self._tell(self._served.pop(name), present=False)
+
+    def _refuse_if_many(self) -> None:
+        if self._settings.workers > 1:
+            message = (
+                f"{self._settings.workers} processes serve here and would differ; change the "
+                f"settings and restart, or serve with workers=1"
+            )
+            raise ConflictError(message)
 
     async def check(self, *, seconds: float | None) -> None:
         """Run every model; raises what the first broken one raises, TimeoutError if it is stuck."""

@@ -4,7 +4,8 @@
 
 All servers hold one ViT-B/32 and answer OpenAI's embeddings request, one image or text a request.
 (a) is what people write first: FastAPI, open_clip, its transform and tokenizer, no batching.
-(b) is ours with `torch-fp32` and with `openvino-fp32`, whose rows are equal to 1e-5, and with what
+(b) is infinity-emb, where --infinity names an environment that has it.
+(c) is ours with `torch-fp32` and with `openvino-fp32`, whose rows are equal to 1e-5, and with what
 `runtime=auto` takes where that is another. The client is a process of threads with kept
 connections.
 
@@ -16,27 +17,27 @@ Rates are the sum over rounds; latencies are of all requests of all rounds.
 
 import argparse
 import base64
-import http.client
 import io
+import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
+from vlm.cli.bench_serve import Tally, image_bodies, load, text_bodies
 from vlm.inference import load_bundle, save_bundle
-from vlm.inference.runtimes import drawn_calibration, export_runtime, fastest_runtime
+from vlm.inference.runtimes import export_runtime, fastest_runtime
 from vlm.models import DualEncoder, DualEncoderConfig
 from vlm.preprocess import ImageConfig, TokenizerConfig
 
@@ -50,28 +51,13 @@ B32 = {
 }
 
 
-@dataclass
-class Tally:
-    """What one server did at one concurrency."""
-
-    requests: int = 0
-    seconds: float = 0
-    latencies: list[float] = field(default_factory=list)
-
-    def figures(self) -> dict[str, float]:
-        middle, high = np.percentile(self.latencies, [50, 99])
-        return {
-            "per_second": round(self.requests / self.seconds, 1),
-            "p50_ms": round(1000 * middle, 1),
-            "p99_ms": round(1000 * high, 1),
-        }
-
-
 def main() -> None:
     """Make the bundle, start the servers, measure in turns, print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--work", type=Path, help="kept folder of the bundle and its runtimes")
+    parser.add_argument("--infinity", type=Path, help="python of an environment with infinity-emb")
+    parser.add_argument("--infinity-model", type=Path, help="the model's folder, as transformers'")
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
@@ -81,6 +67,9 @@ def main() -> None:
         fastest = runtimes[0]["runtime"]
         with ExitStack() as stack:
             urls = {PLAIN: stack.enter_context(server(plain_command(bundle)))}
+            if arguments.infinity is not None:
+                command = infinity_command(arguments.infinity, arguments.infinity_model)
+                urls["infinity-emb"] = stack.enter_context(server(command))
             for name in dict.fromkeys(["torch-fp32", "openvino-fp32", fastest]):
                 url = stack.enter_context(server(our_command(bundle, name)))
                 urls[f"ours, {name}"] = url
@@ -128,69 +117,31 @@ def save_random(folder: Path) -> None:
     )
 
 
-def bodies(modality: str) -> list[bytes]:
-    """Requests that differ, so that no cache answers."""
-    pairs = drawn_calibration(ImageConfig(size=336), count=64, seed=7)
-    if modality == "texts":
-        return [json.dumps({"input": text}).encode() for text in pairs.texts]
-    found = []
-    for pixels in pairs.pixels:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "JPEG", quality=90)
-        url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-        found.append(json.dumps({"input": url}).encode())
-    return found
-
-
 def measure(
     urls: dict[str, str], *, seconds: float, rounds: int
 ) -> dict[tuple[str, str, int], Tally]:
     """All servers in turns, in every round, at every concurrency, for both modalities."""
-    requests = {modality: bodies(modality) for modality in MODALITIES}
+    bodies = {"images": image_bodies(), "texts": text_bodies()}
     tallies: dict[tuple[str, str, int], Tally] = {}
     for number in range(rounds + 1):
         for modality in MODALITIES:
             for concurrency in CONCURRENCY if number else (8,):  # the first only warms up
                 for name, url in urls.items():
                     tally = tallies.setdefault((name, modality, concurrency), Tally())
-                    load(url, requests[modality], concurrency, seconds if number else 1, tally)
+                    make = partial(later, bodies[modality], next(_STARTS))
+                    taken = seconds if number else 1
+                    load(url, make, concurrency=concurrency, seconds=taken, tally=tally)
                     if not number:
                         del tallies[name, modality, concurrency]
     return tallies
 
 
-def load(url: str, requests: list[bytes], concurrency: int, seconds: float, tally: Tally) -> None:
-    """That many threads, each with one connection, ask without a pause."""
-    end = time.perf_counter() + seconds
-    failures: list[str] = []
+def later(make: Callable[[int], bytes], start: int, number: int) -> bytes:
+    """Bodies that no server has seen in an earlier run, so that no cache answers."""
+    return make(start + number)
 
-    def ask(first: int) -> None:
-        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
-        number = first
-        while (start := time.perf_counter()) < end:
-            body = requests[number % len(requests)]
-            headers = {"content-type": "application/json"}
-            connection.request("POST", "/v1/embeddings", body, headers)
-            answer = connection.getresponse()
-            content = answer.read()
-            if answer.status != 200:
-                failures.append(f"{answer.status}: {content[:200]!r}")
-                return
-            tally.latencies.append(time.perf_counter() - start)
-            number += concurrency
-        connection.close()
 
-    start, before = time.perf_counter(), len(tally.latencies)
-    threads = [threading.Thread(target=ask, args=(first,)) for first in range(concurrency)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        message = f"{url} failed: {failures[0]}"
-        raise SystemExit(message)
-    tally.seconds += time.perf_counter() - start
-    tally.requests += len(tally.latencies) - before
+_STARTS = itertools.count(0, 1_000_000)
 
 
 @contextmanager
@@ -219,6 +170,32 @@ def plain_command(bundle: Path) -> list[str]:
     """The process of `serve_plain`."""
     code = f"from tests.bench.bench_serve import serve_plain; serve_plain({str(bundle)!r})"
     return [sys.executable, "-c", code]
+
+
+def infinity_command(python: Path, model: Path) -> list[str]:
+    """infinity-emb with a local folder; its routes under `/v1`, as ours are.
+
+    A torchvision that was built for CUDA needs `vlm/torchvision_shim.py` in that environment.
+    """
+    code = (
+        "import importlib.util as u\n"
+        "if u.find_spec('torchvision_shim'):\n"
+        "    import torchvision_shim; torchvision_shim.install()\n"
+        "from infinity_emb.cli import cli; cli()"
+    )
+    options = {
+        "--model-id": str(model), "--engine": "torch", "--device": "cpu", "--url-prefix": "/v1",
+        "--host": "127.0.0.1", "--port": str(free_port()),
+    }  # fmt: skip
+    words = [word for pair in options.items() for word in pair]
+    return [str(python), "-c", code, "v2", *words, "--no-bettertransformer", "--no-model-warmup"]
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def our_command(bundle: Path, runtime: str) -> list[str]:

@@ -41,6 +41,7 @@ def exposed_by_a_run(folder: Path) -> set[str]:
     folder.mkdir(exist_ok=True)
     place = [f"output={folder.parent}", f"name={folder.name}"]
     config = load_config(TrainConfig, K8S / "train/train.yaml", place)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     with open_telemetry(
         Console(quiet=True), config, World(), start_step=0, total_steps=9
     ) as telemetry:

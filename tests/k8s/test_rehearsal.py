@@ -46,13 +46,10 @@ def node(index: int, folder: Path, port: int) -> subprocess.Popen[bytes]:
     }
     command = [sys.executable, *container["command"][1:], *container["args"]]
     command = [str(folder / "train.yaml") if w == "/config/train.yaml" else w for w in command]
-    return subprocess.Popen(
-        command,
-        env=given,
-        cwd=folder,
-        stdout=(folder / f"node-{index}.log").open("ab"),
-        stderr=subprocess.STDOUT,
-    )
+    with (folder / f"node-{index}.log").open("ab") as log:
+        return subprocess.Popen(
+            command, env=given, cwd=folder, stdout=log, stderr=subprocess.STDOUT
+        )
 
 
 def verdict(code: int) -> str:

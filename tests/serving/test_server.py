@@ -6,9 +6,11 @@ import io
 import json
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -326,6 +328,30 @@ def test_an_index_of_another_model_is_refused_at_start(bundle: Path, tmp_path: P
     with pytest.raises(AssertionError, match="cannot start: .*holds vectors of model") as caught:
         Server("--bundle", str(tmp_path / "other"), "--index", str(tmp_path / "i"))
     assert "Traceback" not in str(caught.value)
+
+
+def test_several_processes_answer_alike_and_end_together(bundle: Path, tmp_path: Path) -> None:
+    with running(f"bundle={bundle}", f"index={tmp_path}", "workers=2") as found:
+        address = (found.client.base_url.host, found.client.base_url.port or 0)
+        end = time.monotonic() + 120
+        while not _accepts(address) and time.monotonic() < end:
+            time.sleep(0.1)  # the port is named before a process listens on it
+        processes: set[str] = set()
+        while len(processes) < 2 and time.monotonic() < end:
+            with httpx.Client(base_url=found.url, timeout=60) as client:
+                text = client.get("/metrics").text
+            line = next(x for x in text.splitlines() if x.startswith("process_start_time_seconds "))
+            processes.add(line)
+        assert len(processes) == 2
+        ids = [add(found, id=f"w{n}", text=f"text {n}") for n in range(4)]
+        stored = found.client.put("/v1/label-sets/shared", json={"classes": ["a"]}).json()
+        for item_id in ids:
+            with httpx.Client(base_url=found.url, timeout=60) as client:
+                assert client.get(f"/v1/items/{item_id}").status_code == 200
+                assert client.get("/v1/label-sets/shared").json() == stored
+        answer = found.client.post("/v1/models/tiny/unload")
+        assert "2 processes serve here" in problem(answer, 409)
+        assert found.stop() in (0, -signal.SIGTERM)
 
 
 def test_a_wrong_setting_is_told_without_a_traceback(

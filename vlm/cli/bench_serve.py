@@ -153,13 +153,17 @@ def text_bodies() -> Callable[[int], bytes]:
 
     def make(number: int) -> bytes:
         words = [_WORDS[(number * step + step) % len(_WORDS)] for step in range(1, 4 + number % 5)]
-        return json.dumps({"input": f"{' '.join(words)} {number}"}).encode()
+        text = f"{' '.join(words)} {number}"
+        return json.dumps({"input": text, "modality": "text"}).encode()
 
     return make
 
 
 def image_bodies() -> Callable[[int], bytes]:
-    """JPEG files of 336 x 336, every one different in its bytes."""
+    """JPEG files of 336 x 336, every one different in its bytes.
+
+    `modality` is for infinity-emb, which does not look at the input; others ignore it.
+    """
     import numpy as np  # noqa: PLC0415 - a tenth of a second, and verbs are listed without it
     from PIL import Image  # noqa: PLC0415 - with it
 
@@ -174,7 +178,7 @@ def image_bodies() -> Callable[[int], bytes]:
         # Bytes behind the end of a JPEG are not read, but make it another file.
         data = files[number % len(files)] + number.to_bytes(8, "big")
         url = "data:image/jpeg;base64," + base64.b64encode(data).decode()
-        return b'{"input": "' + url.encode() + b'"}'
+        return b'{"modality": "image", "input": "' + url.encode() + b'"}'
 
     return make
 

@@ -4,8 +4,9 @@ Takes torchrun's arguments and `PET_*` variables. torchrun itself ends with 1 wh
 ended with, so that nobody can tell a mistake in a configuration from a preemption. This ends with
 
     0    when the workers ended with 0
-    75   when a signal stopped them, or a worker of another node that was signalled first: start
-         it again, `--resume` goes on from the checkpoint
+    75   when a signal stopped them, or the node that was signalled took the others along, or the
+         node that hosts the rendezvous is gone or not there yet: start it again, `--resume` goes
+         on from the checkpoint
     128 + n  when signal n killed a worker, e.g. 137 for want of memory
     the first failed worker's own code otherwise: 2 for what a person must fix, 1 for a defect
 
@@ -15,11 +16,13 @@ Workers get as long to save and stop as `--shutdown-timeout` says; torchrun's de
 import os
 import signal
 import sys
-from typing import Final
+import traceback
+from typing import Final, NoReturn
 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError
 
 __all__ = ["exit_code", "main"]
 
@@ -35,6 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
         return exit_code(error.failures)
     except SignalException as error:
         return 128 + error.sigval if error.sigval == signal.SIGINT else RESUME_ME
+    except RendezvousError:
+        # The host may leave before this node has seen its own workers end, however they did.
+        traceback.print_exc()
+        return RESUME_ME
     return 0
 
 
@@ -51,10 +58,21 @@ def exit_code(failures: dict[int, ProcessFailure]) -> int:
     return 128 - first if first < 0 else first
 
 
-if __name__ == "__main__":
-    code = main()
+def _end(code: int) -> NoReturn:
+    """At once: threads of a rendezvous whose store is gone can keep an interpreter from ending.
+
+    A node that does not end is not started again.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    # At once: threads of a rendezvous whose store is gone can keep an interpreter from ending, and
-    # a node that does not end is not started again.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    try:
+        _end(main())
+    except SystemExit as error:  # of torchrun's arguments
+        _end(error.code if isinstance(error.code, int) else _SETTLED)
+    except BaseException:  # noqa: BLE001 - it is told, and the process ends with it
+        traceback.print_exc()
+        _end(1)

@@ -1,4 +1,4 @@
-"""A limit to the weight of a term that closes the gap, once the gap is closed."""
+"""A limit to the weight of a term that closes the gap: once it is closed, or retrieval suffers."""
 
 from typing import Any
 
@@ -17,12 +17,18 @@ RunValues = dict[str, Float[Tensor, ""]]
 
 
 class GapGuard(Config):
-    """From the first step whose average gap is under the floor, the weight rises no more."""
+    """From the first step whose average gap is under the floor, the weight rises no more.
+
+    With `recall_drop`, nor from the first evaluation on that finds less than before.
+    """
 
     gap_floor: float = Field(0.05, gt=0, lt=2)
     """Distance of the centroids of the two modalities."""
     steps: int = Field(100, ge=1)
     """Steps over which the squared gap is averaged, since one batch is noisy."""
+    recall_drop: float | None = Field(None, gt=0, lt=1)
+    """So much under its best, the held-out R@1 holds the weight as well; 0.005 is half a point.
+    The run must have an `evaluation` with a task of type retrieval."""
 
 
 @torch.no_grad()

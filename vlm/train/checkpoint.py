@@ -88,6 +88,7 @@ class CheckpointWriter:
         self._facts = dict(facts)
         self._world = world
         self._thread: threading.Thread | None = None
+        self._given_up = threading.Event()
         self._error: Exception | None = None
         self._final = folder
 
@@ -139,7 +140,8 @@ class CheckpointWriter:
         self._raise_of_any_rank()
 
     def abandon(self) -> None:
-        """Wait for this rank's own part, when the run ends by an error."""
+        """Wait for this rank's own part alone, when the run ends by an error."""
+        self._given_up.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -187,7 +189,7 @@ class CheckpointWriter:
 
     def _publish(self, draft: Path, info: Mapping[str, Any]) -> None:
         files: dict[str, Any] = {}
-        for path in _parts_of_all_ranks(draft, self._world.size):
+        for path in _parts_of_all_ranks(draft, self._world.size, self._given_up):
             files |= json.loads(path.read_text(encoding="utf-8"))
             path.unlink()
         write_text_whole(draft / _INFO, json.dumps({**info, "files": files}, indent=2))
@@ -209,13 +211,13 @@ def open_writer(
         writer.abandon()
 
 
-def _parts_of_all_ranks(draft: Path, size: int) -> list[Path]:
+def _parts_of_all_ranks(draft: Path, size: int, given_up: threading.Event) -> list[Path]:
     deadline = time.monotonic() + _WAIT_SECONDS
     paths = [draft / f"written-{rank:05d}.json" for rank in range(size)]
     while not all(path.is_file() for path in paths):
         failed = sorted(draft.glob("failed-*"))
         late = [path.stem.removeprefix("written-") for path in paths if not path.is_file()]
-        if failed or time.monotonic() > deadline:
+        if failed or given_up.is_set() or time.monotonic() > deadline:
             who = [path.name.removeprefix("failed-") for path in failed] or late
             message = f"no part of rank {', '.join(str(int(rank)) for rank in who)}"
             raise OSError(message)

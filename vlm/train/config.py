@@ -11,7 +11,7 @@ from vlm.data.augment import AugmentConfig
 from vlm.data.dataset import SourceConfig, StageConfig
 from vlm.data.remote import RemoteConfig
 from vlm.data.stream import StreamConfig
-from vlm.losses import LossTerm, RemembersSamples
+from vlm.losses import LossTerm, RemembersSamples, WeightSchedule
 from vlm.models import ModelConfig
 from vlm.optim import OptimizerConfig
 from vlm.preprocess import AnyTokenizerConfig, ImageConfig, TokenizerConfig
@@ -148,6 +148,31 @@ class RecoveryConfig(Config):
     """Without progress, to wait before saying which rank keeps the others waiting."""
 
 
+class TemperatureSchedule(WeightSchedule):
+    """A temperature that is set, not learnt: linear between points of training.
+
+    Raising it closes the gap between the modalities. Source: temperature scheduling of
+    arXiv:2412.07909, from 0.01 to 0.02 and up to 0.05.
+    """
+
+    @model_validator(mode="after")
+    def _scales_are_in_range(self) -> "TemperatureSchedule":
+        wrong = [value for value in self.value if not 0.01 <= value <= 1]
+        if wrong:
+            message = f"temperatures must lie in [0.01, 1], found {wrong}"
+            raise ValueError(message)
+        return self
+
+
+class HeldOutConfig(Config):
+    """Evaluation in the middle of a run, of the weights that would be exported."""
+
+    tasks: Path
+    """A file of `configs/evaluate`."""
+    every: int = Field(500, ge=1)
+    """Steps between two evaluations, each of a checkpoint saved for it; the end is one too."""
+
+
 class TeacherConfig(Config):
     """A frozen model that terms of the loss follow."""
 
@@ -180,11 +205,14 @@ class TrainConfig(Config):
     data: DataConfig
     model: ModelConfig
     loss: list[LossTerm] = Field(min_length=1)
+    temperature: TemperatureSchedule | None = None
+    """Sets the temperature over training; none: the model learns it."""
     teacher: TeacherConfig | None = None
     """A frozen model whose embeddings terms of the loss follow, or that masks their negatives."""
     optim: OptimizerConfig
     engine: EngineConfig = TorchEngineConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    evaluation: HeldOutConfig | None = None
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Decay of the moving average of weights that is exported instead of the last weights."""
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -273,6 +301,26 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _temperature_can_be_set(self) -> "TrainConfig":
+        if self.temperature is None:
+            return self
+        learning = [term.type for term in self.loss if term.type in ("fastclip_v3", "isogclr")]
+        if learning:
+            message = f"temperature: loss {', '.join(learning)} has a temperature of its own"
+            raise ValueError(message)
+        if self.engine.type == "deepspeed" and self.engine.zero_stage == 3:
+            message = "temperature: ZeRO 3 lets no parameter be set; choose another engine"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _recall_is_measured(self) -> "TrainConfig":
+        if self.guards_recall and self.evaluation is None:
+            message = "a guard of the loss has recall_drop: set evaluation.tasks, or leave it out"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
     def _memories_are_apart(self) -> "TrainConfig":
         remembering = [
             term.type
@@ -284,6 +332,12 @@ class TrainConfig(Config):
             message = f"loss {', '.join(twice)} is listed twice and would share one memory"
             raise ValueError(message)
         return self
+
+    @property
+    def guards_recall(self) -> bool:
+        """Whether a weight of the loss depends on held-out recall."""
+        guards = [getattr(term, "guard", None) for term in self.loss]
+        return any(guard is not None and guard.recall_drop is not None for guard in guards)
 
     @property
     def run_folder(self) -> Path:

@@ -9,11 +9,13 @@ from torch import Tensor
 from vlm.distributed import World, any_rank, watch_ranks
 from vlm.errors import VlmError
 from vlm.files import write_text_whole
+from vlm.models import set_logit_scale
 from vlm.optim import learning_rate_factor, set_learning_rates
 from vlm.train.average import update_average
 from vlm.train.checkpoint import open_writer
 from vlm.train.config import TrainConfig
 from vlm.train.faults import FaultWatch, SkippedWindows
+from vlm.train.held_out import HeldOut
 from vlm.train.restore import restore, roll_back
 from vlm.train.setup import Parts, build_parts, resume_facts
 from vlm.train.signals import stop_on_signal
@@ -52,9 +54,7 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
     parts = build_parts(config, world)
     facts = resume_facts(config, parts)
     step, ema = restore(config, parts, facts, resume=resume, world=world, note=console.print)
-    if world.is_main:
-        _write_config(config)
-        truncate_metrics(config.run_folder / "metrics.jsonl", step)
+    _prepare_folder(config, world, step)
     with (
         stop_on_signal() as stop,
         open_telemetry(
@@ -73,6 +73,7 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
             telemetry.note(f"note: {advice}")
         run = _Run(config=config, parts=parts, world=world, ema=ema, step=step)
         batches = telemetry.timed(parts.stream.batches(step, parts.total_steps))
+        run.held_out.restore(step)
         stopping = False
         while run.step < parts.total_steps and not stopping:
             heartbeat.beat(run.step, "waiting for data")
@@ -92,11 +93,17 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
                 telemetry.report(run.step, done.figures() | parts.stream.figures(run.step))
             telemetry.enter("stalls")
             stopping = any_rank(stop.requested, world)
-            if run.step % config.checkpoint_every == 0 or at_end or stopping:
+            judging = run.held_out.is_due(run.step)
+            if run.step % config.checkpoint_every == 0 or at_end or stopping or judging:
                 telemetry.enter("checkpoint")
                 heartbeat.beat(run.step, "saving a checkpoint")
                 state, memory = parts.engine.state(), parts.objective.memory.state()
                 writer.save(run.step, state, ema=ema, memory=memory)
+            if judging and not stopping:
+                writer.finish()
+                telemetry.enter("evaluation")
+                heartbeat.beat(run.step, "evaluating")
+                telemetry.note(run.held_out.evaluate(run.step))
         writer.finish()
         if stopping:
             telemetry.note(f"stopped at step {run.step}/{parts.total_steps}; checkpoint saved")
@@ -123,6 +130,9 @@ class _Run:
         self.watch = FaultWatch(config.recovery, overflows=parts.engine.scales_loss)
         path = config.run_folder / "skipped_windows.jsonl"
         self.skipped = SkippedWindows(path, config.recovery)
+        self.held_out = HeldOut(
+            config, parts.objective.memory, total_steps=parts.total_steps, world=world
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +161,9 @@ def _trained(run: _Run, batch: Batch) -> _Done:
         config.optim.schedule, run.step, parts.total_steps, global_batch=config.global_batch
     )
     set_learning_rates(parts.engine.optimizer, factor)
+    progress = run.step / parts.total_steps
+    if config.temperature is not None:
+        set_logit_scale(parts.engine.model, 1 / config.temperature.weight(progress))
     loss, gradient_norm = train_step(
         config,
         parts.engine,
@@ -158,7 +171,7 @@ def _trained(run: _Run, batch: Batch) -> _Done:
         batch,
         micro_batch=parts.micro_batch,
         step=run.step,
-        progress=run.step / parts.total_steps,
+        progress=progress,
         world=run.world,
     )
     if run.ema is not None and config.ema_decay is not None:
@@ -193,6 +206,7 @@ def _go_back(run: _Run, fault: str, telemetry: Telemetry) -> None:
     )
     if run.world.is_main:
         truncate_metrics(run.config.run_folder / "metrics.jsonl", step)
+    run.held_out.restore(step)
     run.step = step
 
 
@@ -206,7 +220,11 @@ def _opening(config: TrainConfig, parts: Parts, start: int) -> str:
     )
 
 
-def _write_config(config: TrainConfig) -> None:
+def _prepare_folder(config: TrainConfig, world: World, step: int) -> None:
+    """Write down what is run, and drop the records of steps that will be done again."""
+    if not world.is_main:
+        return
     config.run_folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     write_text_whole(config.run_folder / "config.yaml", text)
+    truncate_metrics(config.run_folder / "metrics.jsonl", step)

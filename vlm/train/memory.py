@@ -84,6 +84,12 @@ class LossMemory:
         for name, values in self._samples.items():
             values[places[chosen]] = memory.samples[name].detach().cpu()[chosen].to(values.dtype)
 
+    def limit(self, name: str, value: float) -> None:
+        """Let a number of the run be at most this from now on; it is the same on every rank."""
+        found = self._run.get(name)
+        limit = torch.tensor(value, dtype=torch.float32)
+        self._run[name] = limit if found is None else found.clamp(max=limit)
+
     def state(self) -> dict[str, Tensor]:
         """This rank's part, for a checkpoint; the very tensors that the next step changes."""
         tensors = {_RUN + name: value.reshape(1) for name, value in self._run.items()}

@@ -71,7 +71,7 @@ def build_model(config: TrainConfig, *, initial_weights: bool = True) -> Model:
     if known < needed:
         message = (
             f"tokenizer: has {needed} ids, and the text tower knows {known}; choose the tokenizer "
-            f"that the tower was made with, or a tower with a larger vocabulary"
+            f"that the tower was made with, or a larger tower (model.text.vocab_size={needed})"
         )
         raise ConfigError(message)
     if initial_weights:
@@ -122,6 +122,8 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     # A run that is resumed has weights of its own, and what it started from may be gone.
     fresh = latest_checkpoint(config.run_folder / "checkpoints", check=False) is None
     model = build_model(config, initial_weights=fresh).to(world.device)
+    if config.temperature is not None:
+        model.log_logit_scale.requires_grad_(False)
     facts = _data_facts(config, opened)
     fingerprints = [fact["fingerprint"] for fact in facts]
     return Parts(

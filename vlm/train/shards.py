@@ -6,7 +6,7 @@
 A file's own header says where each part belongs in the whole, so any number of ranks can read what
 any other number has written, each only the bytes it needs.
 
-Not `torch.distributed.checkpoint`: the index of its checkpoints is a pickle, which loading runs.
+Not torch's own distributed checkpoints: their index is a pickle, which loading runs.
 """
 
 import json

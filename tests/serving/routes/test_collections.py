@@ -1,4 +1,5 @@
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,3 +132,18 @@ def test_a_grown_collection_is_indexed_and_measured_by_itself(client: TestClient
     assert len(found(client, collection="grown", filter={"n": "thing 7"})) == 1
     again = client.post("/v1/collections/grown/measure").json()
     assert again["measurement"]["measured_at"] > measured["measured_at"]
+
+
+def test_what_another_process_measures_or_removes_is_seen_by_the_next_request(
+    client: TestClient, settings: ServingSettings
+) -> None:
+    client.put("/v1/collections/shared")
+    add(client, "shared", *(f"thing {n}" for n in range(3)))
+    measured = client.post("/v1/collections/shared/measure").json()["measurement"]
+    folder = settings.collections_folder / "shared"
+    tree = json.loads((folder / "recall.json").read_text())
+    (folder / "recall.json").write_text(json.dumps({**tree, "items": 77}))
+    again = client.get("/v1/collections/shared").json()["measurement"]
+    assert (measured["items"], again["items"]) == (3, 77)
+    shutil.rmtree(folder)
+    problem(client.get("/v1/collections/shared"), 404)

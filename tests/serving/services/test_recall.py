@@ -12,6 +12,7 @@ from serving.services.recall import (
     is_out_of_date,
     load_measurement,
     measure,
+    only_one,
     save_measurement,
     tune,
 )
@@ -102,6 +103,13 @@ def test_a_measurement_is_kept_and_a_broken_file_is_measured_again(tmp_path: Pat
     for broken in ("{", "[]", '{"items": 3}'):
         (tmp_path / "recall.json").write_text(broken)
         assert load_measurement(tmp_path) is None
+
+
+def test_a_collection_is_looked_after_by_one_at_a_time(tmp_path: Path) -> None:
+    with only_one(tmp_path) as first, only_one(tmp_path) as second:
+        assert (first, second) == (True, False)
+    with only_one(tmp_path) as again:
+        assert again
 
 
 def test_a_collection_is_measured_when_it_grows_and_not_while_it_is_small(tmp_path: Path) -> None:

@@ -20,10 +20,9 @@ from vlm.distributed import World
 from vlm.losses.terms import ClipTerm
 from vlm.models import DualEncoder, DualEncoderConfig
 from vlm.optim import build_optimizer
-from vlm.train.checkpoint import save_checkpoint
+from vlm.train.checkpoint import open_writer
 from vlm.train.config import TorchEngineConfig, TrainConfig
 from vlm.train.engine import TorchEngine
-from vlm.train.memory import LossMemory
 from vlm.train.objective import global_loss
 
 BATCH, DIM, CONTEXT = 16, 16, 12
@@ -56,13 +55,13 @@ def count_bytes(world: World) -> dict[str, int]:
         counts["reduced"] += tensor.nbytes
         return reduce(tensor)
 
-    def counted_hook(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def counted_bucket(bucket: Any) -> torch.futures.Future[torch.Tensor]:
         counts["gradients"] += bucket.buffer().nbytes
         future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
         return future.then(lambda f: f.value()[0] / world.size)
 
     if world.size > 1:
-        made._wrapped.register_comm_hook(None, counted_hook)  # type: ignore[operator] # DDP's
+        made._wrapped.register_comm_hook(None, lambda state, bucket: counted_bucket(bucket))  # type: ignore[operator] # DDP's
     own = BATCH // world.size
     images = torch.randn(own, 3, 32, 32)
     output = made.forward([images], torch.randint(1, 99, (own, CONTEXT)))
@@ -103,10 +102,9 @@ def test_a_checkpoint_takes_the_bytes_of_the_formula(
         parameter.grad = torch.zeros_like(parameter)
     made.step(None)
     state = made.model.state_dict()
-    memory = LossMemory([], np.empty(0, np.int64), World())
-    save_checkpoint(
-        tmp_path, made, memory, ema=state if ema else None, step=1, facts={}, keep=1, world=World()
-    )
+    with open_writer(tmp_path, keep=1, facts={}, world=World()) as writer:
+        writer.save(1, made.state(), ema=state if ema else None, memory={})
+        writer.finish()
     (folder,) = tmp_path.iterdir()
     found = sum(path.stat().st_size for path in folder.iterdir())
     expected = formulas.checkpoint_bytes(

@@ -213,5 +213,3 @@ def test_a_filter_decides_what_a_reader_opens(tmp_path: Path) -> None:
     with reader:
         images = [reader.read(row).image for row in range(reader.num_samples)]
     assert len(images) == len(set(images)) == report.num_kept < 40
-    with pytest.raises(DataError, match="filters are read from folders only"):
-        open_reader("s3://bucket/data", remote=RemoteConfig(cache=tmp_path), filter_name="unique")

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 from vlm.cli.train import RESUME_ME
 from vlm.distributed import launch
@@ -49,6 +51,24 @@ def test_what_workers_ended_with_decides_what_the_node_ends_with(
 ) -> None:
     failures = {rank: failure(code, timestamp=rank) for rank, code in enumerate(codes)}
     assert launch.exit_code(failures) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SignalException("stopped", signal.SIGTERM), 75),
+        (SignalException("stopped", signal.SIGINT), 130),
+        (RendezvousConnectionError("the host is gone"), 75),
+    ],
+)
+def test_a_node_that_others_ended_is_resumed_too(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torch.distributed.run.run", run)
+    assert launch.main(["worker.py"]) == code
 
 
 def test_the_code_that_means_resume_is_the_trainers() -> None:

@@ -81,8 +81,8 @@ def test_a_vocabulary_that_is_too_small_is_found(tmp_path: Path) -> None:
     model = config_tree(tmp_path)["model"]
     small = {**model, "text": {**model["text"], "vocab_size": 100}}
     found = findings(configured(tmp_path, model=small), tmp_path)
-    assert found["tokenizer"].verdict == "problem"
-    assert found["tokenizer"].advice == "model.text.vocab_size=49408"
+    assert found["configuration"].verdict == "problem"
+    assert "(model.text.vocab_size=49408)" in found["configuration"].text
     assert "loss clip" not in found  # nothing can be computed
 
 

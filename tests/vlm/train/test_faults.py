@@ -1,29 +1,21 @@
 """A run that goes wrong returns to its last checkpoint, and leaves out what led there."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.distributed import run_ranks
 from tests.support import write_dataset
 from tests.vlm.train.test_train import (
     assert_same_weights,
     configured,
-    environment,
     quiet,
     records,
     run,
-    tree,
-    wait_for_step,
 )
 from vlm.distributed import World, barrier, watch_ranks
 from vlm.errors import CheckpointError, VlmError
@@ -146,37 +138,4 @@ def test_the_rank_that_keeps_others_waiting_is_named() -> None:
     assert len(said) == 1
     assert re.fullmatch(
         r"no progress for 0.2 s: rank 1 on \S+, waiting for data at step 7", said[0]
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_torchrun_starts_a_run_again_whose_rank_was_killed(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {
-        "steps": 30, "checkpoint_every": 2, "log_every": 2, "ema_decay": None,
-        "optim": {"type": "lion", "lr": 1e-3},
-    }  # fmt: skip
-    one = configured(tmp_path, name="one", **changes)
-    run(one)
-    two = configured(tmp_path, name="two", **changes)
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(tree(tmp_path, name="two", **changes)))
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "--max-restarts", "2", "-m", "vlm", "train", str(tmp_path / "two.yaml"), "--resume",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    wait_for_step(two, 4, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ranks = [
-        int(child) for child in children if "train" in Path(f"/proc/{child}/cmdline").read_text()
-    ]
-    os.kill(ranks[-1], signal.SIGKILL)
-    output, _ = process.communicate(timeout=250)
-    assert process.returncode == 0, output
-    assert "from step" in output
-    assert [r["step"] for r in records(two)] == list(range(2, 32, 2))
-    assert [r["loss"] for r in records(two)] == pytest.approx(
-        [r["loss"] for r in records(one)], rel=1e-4
     )
