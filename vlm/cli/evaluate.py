@@ -179,7 +179,7 @@ def _folder(model: str, out: Path | None) -> Path:
 
 
 def _beside(bundle: Path) -> Path:
-    """A bundle is immutable: its evaluation lies in its run, or in a folder of its own beside it."""
+    """A bundle is immutable: its evaluation lies in its run, or in a folder beside it."""
     if (bundle.parent / "config.yaml").is_file():
         return bundle.parent
     whole = bundle.resolve()

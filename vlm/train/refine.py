@@ -138,7 +138,7 @@ def _decoded(sample: Sample, side: int | None) -> Pixels:
     try:
         return decode_image(sample.image, min_side=side)
     except DataError as error:
-        message = f"sample {sample.key!r}: {error}. Mend the dataset first: vlm data check FOLDER --repair"
+        message = f"sample {sample.key!r}: {error}. Mend it first: vlm data check FOLDER --repair"
         raise DataError(message) from error
 
 

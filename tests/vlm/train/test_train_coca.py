@@ -17,6 +17,8 @@ from tests.support import TINY_COCA, drawing, tiny_bundle, write_dataset
 from vlm.config import validate_config
 from vlm.distributed import World
 from vlm.errors import BundleError, ConfigError
+from vlm.evaluation import EvaluationConfig, evaluate, subject_of_bundle
+from vlm.evaluation.tasks.captioning import CaptioningResult
 from vlm.inference import (
     Bundle,
     Captioner,
@@ -82,6 +84,18 @@ def test_a_coca_learns_to_name_colour_and_shape_of_drawings(tmp_path: Path) -> N
     export_run(config.run_folder, tmp_path / "b", console=Console(quiet=True))
     captions = Captioner.load(tmp_path / "b").caption(PICTURES)
     assert captions == ["a red circle", "a red square", "a blue circle", "a blue square"]
+    tasks = {
+        "datasets": {"d": {"type": "shards", "location": str(tmp_path / "shards"),
+                           "max_pairs": 16}},
+        "tasks": [{"type": "captioning", "data": "d"}],
+    }  # fmt: skip
+    settings = validate_config(EvaluationConfig, tasks, source="test")
+    found = evaluate(subject_of_bundle(load_bundle(tmp_path / "b")), settings)
+    result = found.results["captioning/d"]
+    assert isinstance(result, CaptioningResult)
+    assert result.exact_fraction > 0.8
+    assert result.bleu1 > 0.9
+    assert result.best[0].written == result.best[0].reference
 
 
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
