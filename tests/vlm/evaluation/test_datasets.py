@@ -213,10 +213,9 @@ def test_tags_of_a_table_are_a_text_and_not_its_letters(tmp_path: Path, subject:
         told.extend(found)
         return subject.encode_texts(found)
 
-    zero_shot(
-        replace(subject, encode_texts=texts), {"type": "table", "location": str(tmp_path / "t.csv")},
-        class_field="label", prompts=["{}: {tags}"],
-    )  # fmt: skip
+    dataset = {"type": "table", "location": str(tmp_path / "t.csv")}
+    spy = replace(subject, encode_texts=texts)
+    zero_shot(spy, dataset, class_field="label", prompts=["{}: {tags}"])
     assert told == ["a", "a: warm, round"]
 
 

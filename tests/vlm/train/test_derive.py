@@ -104,10 +104,8 @@ def test_refining_brings_raw_features_nearer_and_is_the_same_again(tmp_path: Pat
 
 
 def train_sharded(world: World, tree: dict[str, Any]) -> None:
-    train(
-        validate_config(TrainConfig, tree, source="test"),
-        world=world, console=Console(quiet=True),
-    )  # fmt: skip
+    config = validate_config(TrainConfig, tree, source="test")
+    train(config, world=world, console=Console(quiet=True), resume=False)
 
 
 @pytest.mark.distributed
