@@ -12,7 +12,7 @@ NPM := $(if $(shell command -v npm),,$(comma)npm)
 DATA := data/emoji
 RUN := runs/demo
 
-.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-doctor bench-train bench-serve bench-evaluate bench-objectives clean browser help
+.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-doctor bench-train bench-serve bench-search bench-durability bench-evaluate bench-objectives clean browser help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -86,6 +86,13 @@ bench-doctor: .venv/.installed-dev ## the doctor's forecast of memory against wh
 bench-train: .venv/.installed-dev ## our training against open_clip's: samples/s and peak memory, as JSON
 	@mkdir -p build
 	@$(BIN)/python -m tests.bench.bench_train --out build/bench-train.json
+
+bench-search: .venv/.installed-dev ## recall, latency and cost of search against FAISS-HNSW, as JSON
+	@test -d build/faiss || $(PIP) --no-deps --target build/faiss faiss-cpu
+	@OMP_NUM_THREADS=2 $(BIN)/python -m tests.bench.bench_search --out build/bench-search.json
+
+bench-durability: .venv/.installed-dev ## kill the writer of a collection 100 times: is anything lost
+	@$(BIN)/python -m tests.serving.durability 100
 
 bench-serve: .venv/.installed-dev ## our server against a plain one, same weights and client, as JSON
 	@mkdir -p build
