@@ -12,7 +12,7 @@ NPM := $(if $(shell command -v npm),,$(comma)npm)
 DATA := data/emoji
 RUN := runs/demo
 
-.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-doctor bench-train bench-serve bench-evaluate clean browser help
+.PHONY: demo install install-dev test check format serve bench-loss bench-plan bench-data bench-doctor bench-train bench-serve bench-search bench-durability bench-evaluate bench-objectives clean browser help
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -87,6 +87,13 @@ bench-train: .venv/.installed-dev ## our training against open_clip's: samples/s
 	@mkdir -p build
 	@$(BIN)/python -m tests.bench.bench_train --out build/bench-train.json
 
+bench-search: .venv/.installed-dev ## recall, latency and cost of search against FAISS-HNSW, as JSON
+	@test -d build/faiss || $(PIP) --no-deps --target build/faiss faiss-cpu
+	@OMP_NUM_THREADS=2 $(BIN)/python -m tests.bench.bench_search --out build/bench-search.json
+
+bench-durability: .venv/.installed-dev ## kill the writer of a collection 100 times: is anything lost
+	@$(BIN)/python -m tests.serving.durability 100
+
 bench-serve: .venv/.installed-dev ## our server against a plain one, same weights and client, as JSON
 	@mkdir -p build
 	@$(BIN)/python -m tests.bench.bench_serve --out build/bench-serve.json
@@ -94,6 +101,11 @@ bench-serve: .venv/.installed-dev ## our server against a plain one, same weight
 bench-evaluate: .venv/.installed-dev ## retrieval of 100,000 among 100,000, exact, both ways: time and peak memory, as JSON
 	@mkdir -p build
 	@$(BIN)/python -m tests.bench.bench_evaluate --out build/bench-evaluate.json
+
+# 17 objectives, three seeds: some two hours on two quiet cores; stopped, it goes on where it was.
+bench-objectives: $(RUN)/bundle/bundle.json .venv/.installed-dev ## every objective on the demo's data at equal samples, as JSON and a table
+	@$(BIN)/python -m tests.bench.bench_objectives --out build/bench-objectives.json --set image.size=32 epochs=5
+	@$(BIN)/python -m tests.bench.bench_objectives --out build/bench-objectives.json --table
 
 # The page is tested in a real Chromium. Without one, and without the right to install it, those
 # tests say so and are skipped.

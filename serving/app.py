@@ -21,13 +21,12 @@ from serving.routes.label_sets import CalibrateRequest, LabelSetRequest
 from serving.routes.pages import static_mounts
 from serving.routes.state import Services
 from serving.routes.tensors import InferRequest
-from serving.schemas import ItemsRequest, Problem
+from serving.schemas import ItemsRequest, Problem, SearchRequest
 from serving.security import GuardMiddleware, problem_response
+from serving.services.collections import Collections
 from serving.services.label_sets import LabelSets
 from serving.services.registry import Registry
-from serving.services.retrieval import Retriever
 from serving.settings import ServingSettings
-from serving.stores import EmbeddedStore
 from serving.tracing import Tracing, otlp_provider
 
 __all__ = ["create_app"]
@@ -35,6 +34,7 @@ __all__ = ["create_app"]
 _log = logging.getLogger("serving")
 _PROBLEMS = (400, 401, 403, 404, 405, 409, 413, 415, 421, 422, 429, 500, 503, 504)
 _HIDDEN_SCHEMAS = (
+    SearchRequest,
     Problem,
     ItemsRequest,
     InferRequest,
@@ -95,24 +95,25 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         registry = Registry(settings, metrics)
+        collections = Collections(settings, registry, metrics)
         try:
             await registry.start()
             model = registry.default
-            info = model.info
-            store = EmbeddedStore(settings.index, fingerprint=info.fingerprint, dim=info.dim)
-            # The collection stays with the model that made its vectors, whatever is loaded later.
-            retriever = Retriever(model.embedder, store)
+            # A collection stays with the model that made its vectors, whatever is loaded later.
+            await collections.start()
             app.state.services = Services(
                 settings=settings,
                 registry=registry,
-                retriever=retriever,
+                collections=collections,
                 label_sets=LabelSets(settings.label_sets_folder),
                 metrics=metrics,
             )
-            facts = {"fingerprint": info.fingerprint, "runtime": model.embedder.runtime}
-            _log.info("ready", extra={**facts, "items": store.count()})
+            facts = {"fingerprint": model.info.fingerprint, "runtime": model.embedder.runtime}
+            items = (await collections.get()).store.count()
+            _log.info("ready", extra={**facts, "items": items})
             yield
         finally:
+            await collections.close()
             registry.workers.close()
             if tracing is not None:
                 tracing.close()

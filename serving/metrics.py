@@ -67,6 +67,15 @@ class Metrics:
             ["status"],
             registry=self.registry,
         )
+        self.collection_items = Gauge(
+            "vlm_collection_items", "Size of a collection.", ["collection"], registry=self.registry
+        )
+        self.collection_recall = Gauge(
+            "vlm_collection_recall",
+            "Share of the 10 nearest items that searches find, measured against exact search.",
+            ["collection", "query"],
+            registry=self.registry,
+        )
         self.model = Gauge(
             "vlm_model_info",
             "1 for each model that is being served.",

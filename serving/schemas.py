@@ -22,11 +22,15 @@ __all__ = [
     "AddedItems",
     "ClassifyRequest",
     "ClassifyResponse",
+    "DeleteRequest",
+    "DeletedItems",
+    "FilterIn",
     "Health",
     "ImageBytes",
     "ImageSource",
     "ItemIn",
     "ItemOut",
+    "ItemsPage",
     "ItemsRequest",
     "ModelName",
     "Problem",
@@ -152,8 +156,62 @@ class ClassifyResponse(_Schema):
     """Whether the label set was calibrated for this model and mode."""
 
 
+FilterScalar = str | int | float | bool
+
+
+class FilterCondition(_Schema):
+    """All that is given must hold; numbers for the bounds, a part of a text for `contains`."""
+
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, serialize_by_alias=True
+    )
+
+    one_of: list[FilterScalar] | None = Field(None, alias="in", min_length=1, max_length=1000)
+    contains: Text | None = None
+    """Whatever the case of its letters."""
+    gt: float | None = None
+    gte: float | None = None
+    lt: float | None = None
+    lte: float | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "FilterCondition":
+        if not self.model_fields_set:
+            message = "give some of in, contains, gt, gte, lt, lte"
+            raise ValueError(message)
+        return self
+
+
+FilterIn = dict[str, FilterScalar | FilterCondition]
+"""By metadata key the value that an item must have, or conditions on it. All must hold."""
+
+
+class PartIn(_Schema):
+    """Exactly one of text, texts, image, id and vector, and how much it counts."""
+
+    text: Text | None = None
+    texts: list[Text] | None = Field(default=None, min_length=1, max_length=32)
+    """Several ways to say it, whose embeddings are averaged."""
+    image: ImageSource | None = None
+    id: ItemId | None = None
+    vector: list[float] | None = Field(default=None, max_length=65_536)
+    """An embedding of the collection's own model; `model` must name it."""
+    modality: Literal["text", "image"] = "text"
+    """Of `vector`."""
+    weight: float = Field(default=1.0, ge=-100, le=100)
+    """Below 0: like the rest, but without this."""
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> "PartIn":
+        given = (self.text, self.texts, self.image, self.id, self.vector)
+        if sum(each is not None for each in given) != 1:
+            message = "give exactly one of text, texts, image, id and vector"
+            raise ValueError(message)
+        return self
+
+
 class SearchRequest(_Schema):
-    """Exactly one of text, image and id."""
+    """Exactly one of text, image, id and parts."""
 
     text: Text | None = None
     """What the pictures should show."""
@@ -161,25 +219,58 @@ class SearchRequest(_Schema):
     """Pictures like this one: a file, base64, a data URL or an address."""
     id: ItemId | None = None
     """More like this stored item."""
+    parts: list[PartIn] | None = Field(default=None, min_length=1, max_length=32)
+    """Several of these, added up by their weights."""
+    model: ModelName = None
+    """If given, the collection must hold its vectors."""
+    words: Text | None = None
+    """Items whose text has these words are fused into the ranking; `score` is then the sum of
+    1 / (60 + rank)."""
+    geometry: Literal["auto", "raw", "centred"] = "auto"
+    """`centred`: cosines after the mean of each modality was taken away. `auto`: where pictures are
+    sought by pictures, texts by texts, by several parts, or both are ranked together."""
+    diversity: float = Field(default=0.0, ge=0, le=1)
+    """Above 0, each next result also has to differ from those before it."""
+    group: float | None = Field(default=None, gt=0, le=1)
+    """Cosine from which two results are nearly the same: the worse is folded into the better."""
+    reduce_hubs: bool = False
+    """Whether items that are near to every query count less (QB-Norm)."""
+    calibrate: Literal["sigmoid", "percentile"] | None = None
+    """What `calibrated` is: a probability (of models with a bias), or the share of the collection
+    that fits less."""
+    after: str | None = Field(default=None, max_length=2000)
+    """`next` of the page before."""
     limit: int = Field(default=20, ge=1, le=200)
-    filter: dict[str, str | int | float | bool] = {}
-    """Metadata values that every result must have."""
+    collection: str | None = Field(default=None, max_length=64)
+    """A name of `/v1/collections`; none: the default one."""
+    filter: FilterIn = {}
+    """What the metadata of every result must be: `{"style": "flat", "year": {"gte": 1990}}`."""
 
 
 class HitOut(_Schema):
     id: str
     score: float
-    """Cosine similarity, -1 to 1."""
+    """Cosine similarity, -1 to 1; of a search with `words` the fused score."""
     text: str | None
     metadata: dict[str, Any]
     thumbnail: str | None
     """Path of a small picture on this server."""
+    modality: Literal["image", "text"] = "image"
+    """What was compared."""
+    calibrated: float | None = None
+    """0 to 1, where it was asked for."""
+    duplicates: list[str] = []
+    """Ids of worse results that are nearly the same, where they were asked for."""
 
 
 class SearchResponse(_Schema):
     results: list[HitOut]
     items: int
     """Size of the collection."""
+    centred: bool = False
+    """Whether the means of the modalities were taken away."""
+    next: str | None = None
+    """Give it as `after` for the next page; null: there is none."""
     milliseconds: float
 
 
@@ -209,8 +300,42 @@ class AddedItems(_Schema):
     ids: list[str]
 
 
+class DeleteRequest(_Schema):
+    """Exactly one of ids and filter."""
+
+    ids: list[ItemId] | None = Field(None, min_length=1, max_length=10_000)
+    filter: FilterIn | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _says_what(self) -> "DeleteRequest":
+        if (self.ids is None) == (self.filter is None):
+            message = "give exactly one of ids and filter"
+            raise ValueError(message)
+        return self
+
+
+class DeletedItems(_Schema):
+    deleted: int
+    """How many of them there were."""
+
+
 class ItemOut(_Schema):
     id: str
     text: str | None
     metadata: dict[str, Any]
     thumbnail: str | None
+
+
+class ListedItem(ItemOut):
+    modality: Literal["image", "text"]
+    """What the vector is of."""
+    vector: list[float] | None = None
+
+
+class ItemsPage(_Schema):
+    items: list[ListedItem]
+    """In the order of their ids."""
+    next: str | None
+    """Give it as `after` for the next page; null: this was the last one."""
+    total: int
+    """Items of the collection that fulfil the filter."""

@@ -63,6 +63,12 @@ class ServingSettings(Config):
     bundle: Path = Path("runs/demo/bundle")
     index: Path = Path("runs/demo/index")
     """Folder of the searchable collection; made if it is missing."""
+    collections: Path | None = None
+    """Folder of further collections and of aliases; none: `INDEX-collections`, beside it."""
+    recall_target: float = Field(0.95, gt=0, le=1)
+    """Share of the 10 nearest items that an index must find, of each kind of query."""
+    exact_below: int = Field(20_000, ge=1)
+    """Of fewer items, all or those that a filter leaves, every one is compared."""
     label_sets: Path | None = None
     """Folder of stored label sets; none: `INDEX-label-sets`, beside the collection."""
     host: str = "127.0.0.1"
@@ -119,6 +125,11 @@ class ServingSettings(Config):
     """How long the model may take to answer `/readyz`."""
     drain_seconds: int = Field(20, ge=0)
     """How long requests in flight may take after SIGTERM."""
+
+    @property
+    def collections_folder(self) -> Path:
+        """Where further collections are stored."""
+        return self.collections or self.index.with_name(f"{self.index.name}-collections")
 
     @property
     def label_sets_folder(self) -> Path:

@@ -3,6 +3,7 @@
 from serving.routes import (
     caption,
     classify,
+    collections,
     embeddings,
     health,
     items,
@@ -25,6 +26,7 @@ routers = (
     similarity.router,
     search.router,
     items.router,
+    collections.router,
     kserve.router,
     models.router,
     health.router,

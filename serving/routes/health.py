@@ -32,7 +32,7 @@ async def ready(services: ServicesDep) -> JSONResponse:
 async def readiness(services: Services) -> bool:
     """Whether every model computes and the collection answers; the log has why not."""
     checks = services.registry.check(seconds=services.settings.ready_seconds)
-    return await answers(checks) and await answers(services.retriever.count())
+    return await answers(checks) and await answers(_counts(services))
 
 
 async def answers(check: Awaitable[object]) -> bool:
@@ -43,3 +43,7 @@ async def answers(check: Awaitable[object]) -> bool:
         _log.exception("not ready")
         return False
     return True
+
+
+async def _counts(services: Services) -> None:
+    await (await services.retriever()).count()

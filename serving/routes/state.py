@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 
 from serving.errors import BadInputError
 from serving.metrics import Metrics
+from serving.services.collections import Collections
 from serving.services.embedding import Embedder
 from serving.services.label_sets import LabelSets
 from serving.services.registry import Registry
@@ -18,17 +19,24 @@ __all__ = ["Services", "ServicesDep", "refuse_more_than"]
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """The models, and the collection of the one that the server started with."""
+    """The models, and the collections of their vectors."""
 
     settings: ServingSettings
     registry: Registry
-    retriever: Retriever
+    collections: Collections
     label_sets: LabelSets
     metrics: Metrics
 
     def embedder(self, name: str | None = None) -> Embedder:
         """The model that a request names, or the default one; NotFoundError if there is none."""
         return self.registry.get(name).embedder
+
+    async def retriever(self, collection: str | None = None) -> Retriever:
+        """The collection that a request names, or the default one.
+
+        NotFoundError if there is none, ConflictError if its model is not served.
+        """
+        return (await self.collections.get(collection)).retriever
 
 
 def _services(request: Request) -> Services:

@@ -3,17 +3,27 @@
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serving.services.embedding import make_thumbnail
+from serving.services.recall import (
+    HELD_OUT,
+    Measurement,
+    held_out_queries,
+    is_out_of_date,
+    load_measurement,
+    save_measurement,
+    tune,
+)
 from serving.stores import Item, Store
 from vlm.errors import DataError
 from vlm.inference import Encoder
 from vlm.preprocess import decode_image
 
-__all__ = ["Pair", "index_items", "index_pairs"]
+__all__ = ["Pair", "embed_again", "index_items", "index_pairs", "tune_collection"]
 
 _CHUNK = 256
 
@@ -77,6 +87,47 @@ def index_items(
     if stored:
         store.optimize()
     return stored, skipped
+
+
+def tune_collection(
+    encoder: Encoder, store: Store, folder: Path, *, target: float, exact_below: int
+) -> Measurement | None:
+    """Index and measure a collection where it has outgrown what is known of it.
+
+    Returns:
+        The new measurement; None where none was needed.
+    """
+    known = load_measurement(folder)
+    if not is_out_of_date(store, known, exact_below=exact_below):
+        return None
+    queries = held_out_queries(
+        store.sample(HELD_OUT), lambda texts: encoder.encode_texts(list(texts))
+    )
+    found = tune(store, queries, target=target, known=known)
+    save_measurement(folder, found)
+    return found
+
+
+def embed_again(encoder: Encoder, items: list[Item]) -> list[np.ndarray]:
+    """Vectors of stored items by another model: of their texts, or of their small pictures.
+
+    Raises:
+        DataError: If an item of a picture has none; the message names it.
+    """
+    pictures = []
+    for item in items:
+        if item.modality == "image" and item.thumbnail is None:
+            message = (
+                f"{item.id}: its vector is of a picture, and none is stored with it; "
+                f"name the datasets that it came from"
+            )
+            raise DataError(message)
+        if item.modality == "image":
+            pictures.append(decode_image(item.thumbnail or b""))
+    images = iter(encoder.encode_images(pictures) if pictures else ())
+    texts = [item.text or "" for item in items if item.modality == "text"]
+    words = iter(encoder.encode_texts(texts) if texts else ())
+    return [next(images if item.modality == "image" else words) for item in items]
 
 
 def _items(encoder: Encoder, pairs: list[Pair]) -> list[Item]:

@@ -1,17 +1,15 @@
-"""Search among stored items, and keeping them."""
+"""A collection's items: searching and keeping them."""
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from serving.errors import BadInputError, NotFoundError
 from serving.services.embedding import Embedder
-from serving.services.fetching import RemoteImage
-from serving.stores import Hit, Item, Store
+from serving.services.searching import Answer, Question, Searcher, Tuning
+from serving.stores import Item, Store, parse_filter
 
 __all__ = ["NewItem", "Retriever"]
 
@@ -28,36 +26,36 @@ class NewItem:
 
 
 class Retriever:
-    """A model and the collection of its vectors."""
+    """A model and the collection of its vectors.
 
-    def __init__(self, embedder: Embedder, store: Store) -> None:
+    Args:
+        embedder: Of the model.
+        store: Its vectors.
+        tuning: How hard to search.
+        has_written: Called after each change of the collection.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        store: Store,
+        *,
+        tuning: Tuning,
+        has_written: Callable[[], None] = lambda: None,
+    ) -> None:
         self._embedder = embedder
         self._store = store
+        self._searcher = Searcher(embedder, store, tuning)
+        self._has_written = has_written
 
-    async def search(
-        self,
-        *,
-        text: str | None = None,
-        image: bytes | RemoteImage | None = None,
-        item_id: str | None = None,
-        limit: int,
-        where: Mapping[str, Any],
-    ) -> list[Hit]:
-        """Items nearest to a text, an image or a stored item, best first.
-
-        A stored item is left out of its own results.
+    async def search(self, question: Question) -> Answer:
+        """The items that fit best; items that are part of the question are left out.
 
         Raises:
-            BadInputError: If not exactly one of the three is given, or the image is not one.
-            NotFoundError: If no item has `item_id`.
+            BadInputError: If the question cannot be understood, or a picture is none.
+            NotFoundError: If a part names an item that is not there.
         """
-        if sum(given is not None for given in (text, image, item_id)) != 1:
-            message = "give exactly one of text, image and id"
-            raise BadInputError(message)
-        vector = await self._query_vector(text, image, item_id)
-        extra = 0 if item_id is None else 1
-        hits = await asyncio.to_thread(self._store.search, vector, limit + extra, where)
-        return [hit for hit in hits if hit.id != item_id][:limit]
+        return await self._searcher.answer(question)
 
     async def add(self, items: Sequence[NewItem]) -> list[str]:
         """Store items, replacing those of the same id; on disk when this returns.
@@ -88,12 +86,14 @@ class Retriever:
                 Item(
                     id=item_id,
                     vector=row,
+                    modality="text" if item.image is None else "image",
                     text=item.text,
                     metadata=item.metadata,
                     thumbnail=None if picture is None else picture.thumbnail,
                 )
             )
         await asyncio.to_thread(self._store.upsert, stored)
+        self._changed()
         return [item.id for item in stored]
 
     async def get(self, item_id: str) -> Item:
@@ -106,23 +106,41 @@ class Retriever:
 
     async def delete(self, item_id: str) -> None:
         """Raises NotFoundError if there is none."""
-        if not await asyncio.to_thread(self._store.delete, [item_id]):
+        if not await self.delete_many([item_id]):
             message = f"no item has the id {item_id!r}"
             raise NotFoundError(message)
 
-    async def count(self) -> int:
-        return await asyncio.to_thread(self._store.count)
+    async def delete_where(self, where: Mapping[str, Any]) -> int:
+        """Remove all items that fulfil a filter at once; returns how many there were.
 
-    async def _query_vector(
-        self, text: str | None, image: bytes | RemoteImage | None, item_id: str | None
-    ) -> np.ndarray:
-        if text is not None:
-            return (await self._embedder.text_rows([text]))[0]
-        if image is not None:
-            pictures = await self._embedder.prepare({"image": image})
-            return (await self._embedder.image_rows(pictures))[0]
-        assert item_id is not None
-        return (await self.get(item_id)).vector
+        Raises:
+            BadInputError: If the filter means nothing.
+        """
+        gone = await asyncio.to_thread(self._store.delete_where, parse_filter(where))
+        self._changed()
+        return gone
+
+    async def delete_many(self, ids: Sequence[str]) -> int:
+        """Remove those of the items that there are; returns how many there were."""
+        gone = await asyncio.to_thread(self._store.delete, ids)
+        self._changed()
+        return gone
+
+    async def page(self, *, limit: int, after: str, where: Mapping[str, Any]) -> list[Item]:
+        """Items in the order of their ids, those behind `after`.
+
+        Raises:
+            BadInputError: If the filter means nothing.
+        """
+        wanted = parse_filter(where)
+        return await asyncio.to_thread(self._store.scan, limit, after=after, where=wanted)
+
+    async def count(self, where: Mapping[str, Any] | None = None) -> int:
+        return await asyncio.to_thread(self._store.count, parse_filter(where or {}))
+
+    def _changed(self) -> None:
+        self._searcher.forget()
+        self._has_written()
 
 
 def _item_ids(items: Sequence[NewItem]) -> list[str]:

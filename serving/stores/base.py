@@ -1,12 +1,14 @@
 """What a store of vectors must do. It knows ids, unit vectors and payloads, not models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["Hit", "Item", "Store"]
+from serving.stores.filters import Filter, Modality
+
+__all__ = ["Effort", "Hit", "Item", "Snapshots", "Store", "best_first"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +18,8 @@ class Item:
     id: str
     vector: np.ndarray
     """A unit row, float32 [dim]."""
+    modality: Modality = "image"
+    """What the vector is of."""
     text: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     """Plain JSON."""
@@ -29,10 +33,23 @@ class Hit:
 
     id: str
     score: float
-    """Cosine similarity, -1 to 1."""
+    """Cosine similarity, -1 to 1; of a search in captions BM25, which has no upper bound."""
     text: str | None
     metadata: dict[str, Any]
     has_thumbnail: bool
+    modality: Modality = "image"
+    vector: np.ndarray | None = None
+    """The unit row, float32 [dim], where it was asked for."""
+
+
+@dataclass(frozen=True, order=True)
+class Effort:
+    """How hard an index is searched; more finds more, and takes longer."""
+
+    probes: int
+    """Parts of the index that are looked into."""
+    refine: int
+    """Candidates for each hit whose exact similarity is computed."""
 
 
 class Store(Protocol):
@@ -46,6 +63,9 @@ class Store(Protocol):
         """Of the model whose vectors these are."""
         ...
 
+    @property
+    def dim(self) -> int: ...
+
     def upsert(self, items: Sequence[Item]) -> None:
         """Insert items, replacing those of the same id; all of them or none."""
         ...
@@ -54,24 +74,86 @@ class Store(Protocol):
         """Remove items; returns how many there were."""
         ...
 
+    def delete_where(self, where: Filter) -> int:
+        """Remove the items that fulfil a filter, all at once; returns how many there were."""
+        ...
+
     def get(self, item_id: str) -> Item | None: ...
 
     def existing(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that are stored."""
         ...
 
-    def search(self, vector: np.ndarray, limit: int, where: Mapping[str, Any]) -> list[Hit]:
+    def search(
+        self,
+        vector: np.ndarray,
+        limit: int,
+        where: Filter = (),
+        *,
+        effort: Effort | None = None,
+        vectors: bool = False,
+    ) -> list[Hit]:
         """The nearest items, best first, equal scores by id.
 
         Args:
-            vector: A unit row, float32 [dim].
+            vector: A row, float32 [dim].
             limit: Most hits.
-            where: Metadata values that a hit must have, by key.
+            where: What every hit must fulfil.
+            effort: How hard the index is searched; None: exactly, without it.
+            vectors: Whether hits bring their vectors.
         """
         ...
 
-    def count(self) -> int: ...
+    def search_captions(self, words: str, limit: int, where: Filter = ()) -> list[Hit]:
+        """Items whose text holds some of the words, best first, equal scores by id."""
+        ...
+
+    def count(self, where: Filter = ()) -> int: ...
+
+    def scan(self, limit: int, *, after: str = "", where: Filter = ()) -> list[Item]:
+        """Items in the order of their ids (by code point), those behind `after`.
+
+        Page by page from the last id, everything that stays is seen once, whatever is written
+        meanwhile.
+        """
+        ...
+
+    def sample(self, count: int, *, seed: int = 0) -> list[Item]:
+        """Items drawn evenly, without one twice; all of them if there are no more."""
+        ...
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether there is an index that an effort applies to."""
+        ...
+
+    def build_index(self) -> None:
+        """Make, or make anew, the index of vectors; searches and writes go on meanwhile."""
+        ...
 
     def optimize(self) -> None:
-        """Merge what many small writes left behind."""
+        """Merge what many small writes left behind, and take new items into the index."""
         ...
+
+
+class Snapshots(Protocol):
+    """States of a store that are kept under names, where the store can."""
+
+    def snapshot(self, name: str) -> None:
+        """Keep the state of now; a name that is taken is given to it."""
+        ...
+
+    def snapshots(self) -> list[str]: ...
+
+    def restore(self, name: str) -> None:
+        """Make a kept state the state of now; NotFoundError if there is none of that name."""
+        ...
+
+    def drop_snapshot(self, name: str) -> None:
+        """Let a kept state go; NotFoundError if there is none of that name."""
+        ...
+
+
+def best_first(hit: Hit) -> tuple[float, str]:
+    """The key by which hits are sorted."""
+    return -hit.score, hit.id

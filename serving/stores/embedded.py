@@ -1,37 +1,65 @@
 """The embedded store: LanceDB in a folder.
 
-Searches are exact scans: at the sizes that one folder is meant for they take milliseconds, and
-graph indexes at usual settings miss a quarter of the cross-modal neighbours.
+Without an index searches are exact scans, which take milliseconds up to some ten thousand items.
+The index is IVF with RaBitQ codes (arXiv:2405.12497), whose candidates are ranked again by their
+exact similarity: graph indexes at usual settings miss a quarter of the cross-modal neighbours.
 """
 
 import json
+import logging
 import threading
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import lancedb
 import numpy as np
 import pyarrow as pa
+from lancedb.index import FTS, BTree, IvfFlat, IvfRq, LabelList
 
-from serving.errors import BadInputError, FingerprintError
-from serving.stores.base import Hit, Item
+from serving.errors import FingerprintError, NotFoundError, ServingError
+from serving.stores.base import Effort, Hit, Item, best_first
+from serving.stores.filters import Filter
+from serving.stores.lance_sql import conjunction, filter_columns, quoted, quoted_list, sql
 
-__all__ = ["EmbeddedStore"]
+__all__ = ["CollectionInfo", "EmbeddedStore", "read_collection_info"]
 
+_log = logging.getLogger(__name__)
 _TABLE = "items"
 _INFO = "collection.json"
+_FORMAT = 2
 _WRITES_BEFORE_OPTIMIZE = 50
 _TIE_MARGIN = 16
 # Another process may write, as `vlm index` beside a running server does: look this often.
 _REFRESH = timedelta(seconds=1)
-# Every write leaves a version; readers that began before are long done after this.
+# Every write leaves a version; readers that began before are long done after this. Older ones go,
+# but for snapshots and what came after them.
 _KEEP_VERSIONS = timedelta(minutes=10)
+_BY_ID = {"column_name": "id", "ascending": True, "nulls_first": False}
+_PAYLOAD = ["id", "modality", "text", "metadata"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionInfo:
+    """Whose vectors a folder holds."""
+
+    fingerprint: str
+    dim: int
+
+
+def read_collection_info(folder: Path) -> CollectionInfo | None:
+    """What a folder holds; None if it is no collection."""
+    path = folder / _INFO
+    if not path.is_file():
+        return None
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    return CollectionInfo(fingerprint=tree["fingerprint"], dim=tree["dim"])
 
 
 class EmbeddedStore:
-    """A `Store` in a folder, shared by threads.
+    """A `Store` with `Snapshots` in a folder, shared by threads.
 
     What another process writes into the folder is seen within a second.
 
@@ -42,29 +70,21 @@ class EmbeddedStore:
 
     Raises:
         FingerprintError: If the folder holds another model's vectors.
+        ServingError: If the folder was made by an earlier version.
     """
 
     def __init__(self, folder: Path, *, fingerprint: str, dim: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        _claim(folder / _INFO, fingerprint, dim)
+        _claim(folder, fingerprint, dim)
         self.fingerprint = fingerprint
-        self._dim = dim
+        self.dim = dim
         self._write_lock = threading.Lock()
         self._writes = 0
-        schema = pa.schema(
-            [
-                pa.field("id", pa.string(), nullable=False),
-                pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
-                pa.field("text", pa.string()),
-                pa.field("metadata", pa.string(), nullable=False),
-                pa.field("facets", pa.list_(pa.string()), nullable=False),
-                pa.field("thumbnail", pa.binary()),
-                pa.field("has_thumbnail", pa.bool_(), nullable=False),
-            ]
-        )
-        self._schema = schema
-        database = lancedb.connect(str(folder), read_consistency_interval=_REFRESH)
-        self._table = database.create_table(_TABLE, schema=schema, exist_ok=True)
+        self._upkeep: threading.Thread | None = None
+        self._schema = _schema(dim)
+        self._database = lancedb.connect(str(folder), read_consistency_interval=_REFRESH)
+        # Any: half of its methods have no types.
+        self._table: Any = self._database.create_table(_TABLE, schema=self._schema, exist_ok=True)
 
     def upsert(self, items: Sequence[Item]) -> None:
         if not items:
@@ -79,129 +99,254 @@ class EmbeddedStore:
                 .when_not_matched_insert_all()
                 .execute(table)
             )
-            self._writes += 1
-            if self._writes % _WRITES_BEFORE_OPTIMIZE == 0:
-                self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+            self._has_written()
 
     def delete(self, ids: Sequence[str]) -> int:
-        with self._write_lock:
-            found = self.existing(ids)
-            if found:
-                self._table.delete(f"id IN ({_quoted_list(sorted(found))})")
-            return len(found)
+        return self._delete(f"id IN ({quoted_list(sorted(set(ids)))})") if ids else 0
+
+    def delete_where(self, where: Filter) -> int:
+        return self._delete(sql(where) or "true")
 
     def get(self, item_id: str) -> Item | None:
-        rows = self._table.search().where(f"id = {_quoted(item_id)}").limit(1).to_list()
-        if not rows:
-            return None
-        row = rows[0]
-        return Item(
-            id=row["id"],
-            vector=np.asarray(row["vector"], np.float32),
-            text=row["text"],
-            metadata=json.loads(row["metadata"]),
-            thumbnail=row["thumbnail"],
-        )
+        rows = self._table.search().where(f"id = {quoted(item_id)}").limit(1).to_list()
+        return _item(rows[0]) if rows else None
 
     def existing(self, ids: Sequence[str]) -> set[str]:
         if not ids:
             return set()
-        query = self._table.search().where(f"id IN ({_quoted_list(ids)})").select(["id"])
+        query = self._table.search().where(f"id IN ({quoted_list(ids)})").select(["id"])
         return {row["id"] for row in query.limit(len(ids)).to_list()}
 
-    def search(self, vector: np.ndarray, limit: int, where: Mapping[str, Any]) -> list[Hit]:
+    def search(
+        self,
+        vector: np.ndarray,
+        limit: int,
+        where: Filter = (),
+        *,
+        effort: Effort | None = None,
+        vectors: bool = False,
+    ) -> list[Hit]:
         fetched = limit + _TIE_MARGIN
         while True:
-            hits = sorted(self._nearest(vector, fetched, where), key=_best_first)
+            hits = sorted(self._nearest(vector, fetched, where, effort, vectors), key=best_first)
             # Were equal scores cut off beyond the limit, the order by id would not hold.
             if len(hits) < fetched or hits[-1].score < hits[limit - 1].score:
                 return hits[:limit]
             fetched *= 4
 
-    def count(self) -> int:
-        return int(self._table.count_rows())
+    def search_captions(self, words: str, limit: int, where: Filter = ()) -> list[Hit]:
+        if not words.strip():
+            return []
+        self._index_captions()
+        fetched = limit + _TIE_MARGIN
+        query: Any = self._table.search(words, query_type="fts", fts_columns="text")
+        query = query.select([*_PAYLOAD, "has_thumbnail", "_score"]).limit(fetched)
+        clause = sql(where)
+        if clause is not None:
+            query = query.where(clause, prefilter=True)
+        return sorted((_hit(row, row["_score"]) for row in query.to_list()), key=best_first)[:limit]
+
+    def count(self, where: Filter = ()) -> int:
+        return int(self._table.count_rows(sql(where)))
+
+    def scan(self, limit: int, *, after: str = "", where: Filter = ()) -> list[Item]:
+        clauses = [f"id > {quoted(after)}"] if after else []
+        clause = conjunction([*clauses, *filter(None, [sql(where)])])
+        query: Any = self._table.search()
+        query = query if clause is None else query.where(clause)
+        return [_item(row) for row in query.order_by([_BY_ID]).limit(limit).to_list()]
+
+    def sample(self, count: int, *, seed: int = 0) -> list[Item]:
+        stored = self.count()
+        drawn = np.random.default_rng(seed).choice(stored, min(count, stored), replace=False)
+        if not len(drawn):
+            return []
+        return [_item(row) for row in self._table.take_offsets(sorted(drawn.tolist())).to_list()]
+
+    @property
+    def is_indexed(self) -> bool:
+        return any(index.columns == ["vector"] for index in self._table.list_indices())
+
+    def build_index(self) -> None:
+        # RaBitQ packs eight dimensions a byte. How many partitions there are is left to LanceDB,
+        # which joins and splits them anyway when it takes new rows in.
+        kind = IvfRq if self.dim % 8 == 0 else IvfFlat
+        self._table.create_index("vector", config=kind(distance_type="cosine"))
+        self._table.create_index("facets", config=LabelList())
+        self._table.create_index("id", config=BTree())
 
     def optimize(self) -> None:
         with self._write_lock:
-            self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+            self._table.optimize(cleanup_older_than=self._retention())
 
-    def _nearest(self, vector: np.ndarray, count: int, where: Mapping[str, Any]) -> list[Hit]:
+    def snapshot(self, name: str) -> None:
+        with self._write_lock:
+            self._table.checkout_latest()
+            if name in self.snapshots():
+                self._table.tags.update(name, self._table.version)
+            else:
+                self._table.tags.create(name, self._table.version)
+
+    def snapshots(self) -> list[str]:
+        return sorted(self._table.tags.list())
+
+    def restore(self, name: str) -> None:
+        with self._write_lock:
+            self._check_snapshot(name)
+            # Through a handle of its own: this one goes on answering in the newest state.
+            self._database.open_table(_TABLE).restore(name)
+            self._table.checkout_latest()
+
+    def drop_snapshot(self, name: str) -> None:
+        with self._write_lock:
+            self._check_snapshot(name)
+            self._table.tags.delete(name)
+
+    def _retention(self) -> timedelta:
+        """How old a version must be to go.
+
+        LanceDB refuses to clean up at all where that would take a version with a name, so nothing
+        goes that is younger than the oldest snapshot.
+        """
+        named = {tag["version"] for tag in self._table.tags.list().values()}
+        ages = [
+            datetime.now(version["timestamp"].tzinfo) - version["timestamp"]
+            for version in (self._table.list_versions() if named else ())
+            if version["version"] in named
+        ]
+        return max([_KEEP_VERSIONS, *(age + timedelta(minutes=1) for age in ages)])
+
+    def _check_snapshot(self, name: str) -> None:
+        known = self.snapshots()
+        if name not in known:
+            message = f"no snapshot {name!r}; there are: {', '.join(known) or 'none'}"
+            raise NotFoundError(message)
+
+    def _delete(self, clause: str) -> int:
+        with self._write_lock:
+            found = int(self._table.count_rows(clause))
+            if found:
+                self._table.delete(clause)
+                self._has_written()
+            return found
+
+    def _has_written(self) -> None:
+        self._writes += 1
+        if self._writes % _WRITES_BEFORE_OPTIMIZE == 0 and (
+            self._upkeep is None or not self._upkeep.is_alive()
+        ):
+            self._upkeep = threading.Thread(target=self._optimize_quietly, name="store-upkeep")
+            self._upkeep.start()
+
+    def _optimize_quietly(self) -> None:
+        try:
+            self.optimize()
+        except (OSError, RuntimeError, ValueError):  # another process has written meanwhile
+            _log.warning("merging small writes failed; the next ones try again", exc_info=True)
+
+    def _index_captions(self) -> None:
+        with self._write_lock:
+            if not any(index.columns == ["text"] for index in self._table.list_indices()):
+                self._table.create_index("text", config=FTS(language="English", stem=True))
+
+    def _nearest(
+        self, vector: np.ndarray, count: int, where: Filter, effort: Effort | None, vectors: bool
+    ) -> list[Hit]:
         # Any: the declared type is the base of several builders, of which this is the vector one.
         nearest: Any = self._table.search(
             np.asarray(vector, np.float32), vector_column_name="vector"
         )
-        columns = ["id", "text", "metadata", "has_thumbnail", "_distance"]
+        columns = [*_PAYLOAD, "has_thumbnail", "_distance", *(["vector"] if vectors else [])]
         query = nearest.distance_type("cosine").select(columns).limit(count)
-        if where:
-            query = query.where(" AND ".join(_condition(k, v) for k, v in where.items()))
-        return [
-            Hit(
-                id=row["id"],
-                score=round(1.0 - float(row["_distance"]), 6),
-                text=row["text"],
-                metadata=json.loads(row["metadata"]),
-                has_thumbnail=row["has_thumbnail"],
-            )
-            for row in query.to_list()
-        ]
+        if effort is None:
+            query = query.bypass_vector_index()
+        else:
+            query = query.nprobes(effort.probes).refine_factor(effort.refine)
+        clause = sql(where)
+        if clause is not None:
+            query = query.where(clause, prefilter=True)
+        return [_hit(row, 1.0 - float(row["_distance"])) for row in query.to_list()]
 
     def _row(self, item: Item) -> dict[str, Any]:
         vector = np.asarray(item.vector, np.float32)
-        if vector.shape != (self._dim,):
-            message = f"item {item.id!r}: a vector of shape {vector.shape}, expected ({self._dim},)"
+        if vector.shape != (self.dim,):
+            message = f"item {item.id!r}: a vector of shape {vector.shape}, expected ({self.dim},)"
             raise ValueError(message)
         return {
             "id": item.id,
             "vector": vector,
+            "modality": item.modality,
             "text": item.text,
             "metadata": json.dumps(item.metadata, sort_keys=True),
-            "facets": [_facet(k, v) for k, v in sorted(item.metadata.items()) if _is_scalar(v)],
+            **filter_columns(item.metadata),
             "thumbnail": item.thumbnail,
             "has_thumbnail": item.thumbnail is not None,
         }
 
 
-def _claim(path: Path, fingerprint: str, dim: int) -> None:
+def _schema(dim: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
+            pa.field("modality", pa.string(), nullable=False),
+            pa.field("text", pa.string()),
+            pa.field("metadata", pa.string(), nullable=False),
+            pa.field("facets", pa.list_(pa.string()), nullable=False),
+            pa.field("keys", pa.list_(pa.string()), nullable=False),
+            pa.field("numbers", pa.list_(pa.float64()), nullable=False),
+            pa.field("strings", pa.list_(pa.string()), nullable=False),
+            pa.field("thumbnail", pa.binary()),
+            pa.field("has_thumbnail", pa.bool_(), nullable=False),
+        ]
+    )
+
+
+def _claim(folder: Path, fingerprint: str, dim: int) -> None:
     """Write whose vectors a new folder holds, or check it for an old one."""
+    path = folder / _INFO
     if not path.is_file():
         draft = path.with_name(f".{path.name}.draft")
-        draft.write_text(json.dumps({"fingerprint": fingerprint, "dim": dim}), encoding="utf-8")
+        told = {"format": _FORMAT, "fingerprint": fingerprint, "dim": dim}
+        draft.write_text(json.dumps(told), encoding="utf-8")
         draft.replace(path)
         return
-    found = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+    info = json.loads(path.read_text(encoding="utf-8"))
+    found = info["fingerprint"]
     if found != fingerprint:
         message = (
-            f"{path.parent}: holds vectors of model {found[:12]}, and this is model "
+            f"{folder}: holds vectors of model {found[:12]}, and this is model "
             f"{fingerprint[:12]}; similarities between models mean nothing. Index the data again "
             f"into another folder, or serve the bundle that this index was made with"
         )
         raise FingerprintError(message)
+    if info.get("format") != _FORMAT:
+        message = (
+            f"{folder}: was made by another version of this program (format "
+            f"{info.get('format', 1)}, this is {_FORMAT}); index the data again into another folder"
+        )
+        raise ServingError(message)
 
 
-def _best_first(hit: Hit) -> tuple[float, str]:
-    return -hit.score, hit.id
+def _item(row: dict[str, Any]) -> Item:
+    return Item(
+        id=row["id"],
+        vector=np.asarray(row["vector"], np.float32),
+        modality=row["modality"],
+        text=row["text"],
+        metadata=json.loads(row["metadata"]),
+        thumbnail=row["thumbnail"],
+    )
 
 
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, str | int | float | bool)
-
-
-def _facet(key: str, value: Any) -> str:
-    """One metadata value as a string that equality can be asked of, type included."""
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
-
-
-def _condition(key: str, value: Any) -> str:
-    if not _is_scalar(value):
-        message = f"filter {key!r}: must be a string, number or boolean"
-        raise BadInputError(message)
-    return f"array_has(facets, {_quoted(_facet(key, value))})"
-
-
-def _quoted(text: str) -> str:
-    """A SQL string literal; a quote inside is doubled, and nothing else has a meaning in it."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _quoted_list(texts: Sequence[str]) -> str:
-    return ", ".join(_quoted(text) for text in texts)
+def _hit(row: dict[str, Any], score: float) -> Hit:
+    vector = row.get("vector")
+    return Hit(
+        id=row["id"],
+        score=round(float(score), 6),
+        text=row["text"],
+        metadata=json.loads(row["metadata"]),
+        has_thumbnail=row["has_thumbnail"],
+        modality=row["modality"],
+        vector=None if vector is None else np.asarray(vector, np.float32),
+    )

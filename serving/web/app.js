@@ -1,6 +1,7 @@
 "use strict";
 
-// One page, no build step: talks to /v1/search, /v1/classify and /v1/model of its own server.
+// One page, no build step: talks to its own server alone. What is added to a search (parts, filters,
+// pages) is in question.js.
 
 const byId = (id) => document.getElementById(id);
 const LIMIT = 24;
@@ -57,12 +58,17 @@ function uploadOf(field, file, more = {}) {
 /* ---- search ---- */
 
 let bestHit = null;
+let question = null;
+let named = "";
 
 const search = latest(async (signal, body, description) => {
   const list = byId("results");
   list.setAttribute("aria-busy", "true");
   try {
-    showResults(await ask("/v1/search", body, signal), description);
+    question = body; // kept by question.js, which adds parts and filters to it
+    named = description;
+    const whole = asked(body);
+    showResults(await ask("/v1/search", whole, signal), asNamed(description), whole);
   } finally {
     if (!signal.aborted) list.removeAttribute("aria-busy");
   }
@@ -73,12 +79,22 @@ function searchByText(text) {
   showQueryImage(null);
   history.replaceState(null, "", query ? `?q=${encodeURIComponent(query)}` : "/");
   if (query) search({ text: query, limit: LIMIT }, `“${query}”`);
+  else if (isArranged()) search({ limit: LIMIT }, "");
 }
 
-function searchByImage(file) {
+async function searchByImage(file) {
   byId("query").value = "";
   showQueryImage(URL.createObjectURL(file), "The picture you search with");
-  search(uploadOf("image", file, { limit: LIMIT }), "your picture");
+  search({ image: await dataUrl(file), limit: LIMIT }, "your picture");
+}
+
+function dataUrl(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result.replace(/^data:[^,]*,/, ""));
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
 }
 
 function searchById(hit, name) {
@@ -100,12 +116,14 @@ function showQueryImage(source, description) {
   box.append(image);
 }
 
-function showResults(answer, description) {
+function showResults(answer, description, body) {
   const count = answer.results.length;
   bestHit = answer.results.find((hit) => hit.thumbnail) || null;
   const list = byId("results");
   const focused = list.contains(document.activeElement);
   list.replaceChildren(...answer.results.map(hitElement));
+  offerMore(body, answer.next);
+  rememberKeys(answer.results);
   if (focused) list.focus({ preventScroll: true });
   const size = answer.items.toLocaleString("en");
   const time = `${Math.max(1, Math.round(answer.milliseconds))} ms`;
@@ -113,7 +131,9 @@ function showResults(answer, description) {
     byId("status"),
     count
       ? `The ${count} of ${size} pictures nearest to ${description}, in ${time}`
-      : "Nothing is stored yet: add pictures with vlm index, or POST /v1/items.",
+      : answer.items
+        ? "Nothing fulfils the filters."
+        : "Nothing is stored yet: add pictures with vlm index, or POST /v1/items.",
   );
 }
 
@@ -133,11 +153,14 @@ function hitElement(hit) {
   const style = String(hit.metadata.style || "").replaceAll("_", " ");
   const score = element("span", "score", hit.score.toFixed(3));
   if (style) score.append(element("span", "style", ` · ${style}`));
-  button.append(element("span", "name", name), score);
-  button.setAttribute("aria-label", `${name}, similarity ${hit.score.toFixed(2)}. More like this.`);
+  // Heard as: NAME, similarity 0.839 · style. More like this.
+  const [before, after] = [", similarity", ". More like this."].map((text) =>
+    element("span", "visually-hidden", text),
+  );
+  button.append(element("span", "name", name), before, score, after);
   button.addEventListener("click", () => searchById(hit, name));
   const item = document.createElement("li");
-  item.append(button);
+  item.append(button, toolsOf(hit, name));
   return item;
 }
 
@@ -266,6 +289,9 @@ fetch("/v1/model")
   })
   .catch(() => {});
 
-byId("query").value = new URLSearchParams(location.search).get("q") || "red apple";
-searchByText(byId("query").value);
-classify();
+// After the other script too.
+document.addEventListener("DOMContentLoaded", () => {
+  byId("query").value = new URLSearchParams(location.search).get("q") || "red apple";
+  searchByText(byId("query").value);
+  classify();
+});

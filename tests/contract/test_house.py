@@ -35,6 +35,7 @@ def test_configs_of_other_objectives_differ_from_the_demo_in_the_objective_alone
         "name": ...,
         "loss": ...,
         "teacher": ...,
+        "temperature": ...,
         # A model that captions has towers of its own.
         "model": ... if "coca" in path.name else {"init_logit_scale", "init_logit_bias"},
     }

@@ -5,15 +5,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.errors import BadInputError, FingerprintError
-from serving.stores import EmbeddedStore, Item, Store
+from serving.errors import FingerprintError, NotFoundError, ServingError
+from serving.stores import (
+    Effort,
+    EmbeddedStore,
+    IsModality,
+    Item,
+    Store,
+    matches,
+    parse_filter,
+)
 from tests.support import unit_rows
 
 OpenStore = Callable[[Path], Store]
@@ -49,7 +59,7 @@ def test_search_equals_exact_search(tmp_path: Path, open_store: OpenStore) -> No
     store.upsert(stored)
     matrix = np.stack([item.vector for item in stored])
     for query in unit_rows(10, 8, seed=9).float().numpy():
-        hits = store.search(query, 12, {})
+        hits = store.search(query, 12)
         expected = np.argsort(-(matrix @ query), kind="stable")[:12]
         assert [hit.id for hit in hits] == [f"i{n:04d}" for n in expected]
         np.testing.assert_allclose([h.score for h in hits], (matrix @ query)[expected], atol=1e-5)
@@ -59,13 +69,12 @@ def test_filters_hold_and_count_types(tmp_path: Path, open_store: OpenStore) -> 
     store = open_store(tmp_path)
     store.upsert(items(40))
     query = items(1)[0].vector
-    odd = store.search(query, 100, {"parity": "odd"})
+    odd = store.search(query, 100, parse_filter({"parity": "odd"}))
     assert {hit.metadata["parity"] for hit in odd} == {"odd"}
     assert len(odd) == 20
-    assert [hit.id for hit in store.search(query, 5, {"parity": "odd", "n": 7})] == ["i0007"]
-    assert store.search(query, 5, {"n": "7"}) == []
-    with pytest.raises(BadInputError, match="filter 'n': must be a string"):
-        store.search(query, 5, {"n": [7]})
+    both = parse_filter({"parity": "odd", "n": 7})
+    assert [hit.id for hit in store.search(query, 5, both)] == ["i0007"]
+    assert store.search(query, 5, parse_filter({"n": "7"})) == []
 
 
 @given(value=st.text(max_size=20))
@@ -78,7 +87,10 @@ def test_no_filter_or_id_can_escape_its_quotes(value: str) -> None:
         base = items(2)
         special = Item(id="x" + value, vector=base[0].vector, metadata={"k": value})
         store.upsert([special, base[1]])
-        assert [h.id for h in store.search(base[0].vector, 5, {"k": value})] == ["x" + value]
+        same = parse_filter({"k": value})
+        assert [h.id for h in store.search(base[0].vector, 5, same)] == ["x" + value]
+        part = parse_filter({"k": {"contains": value or "x"}, "x" + value: {"gt": 0}})
+        assert store.search(base[0].vector, 5, part) == []
         assert store.existing(["x" + value, "none"]) == {"x" + value}
         found = store.get("x" + value)
         assert found is not None
@@ -91,7 +103,7 @@ def test_equal_scores_are_ordered_by_id(tmp_path: Path, open_store: OpenStore) -
     store = open_store(tmp_path)
     row = items(1)[0].vector
     store.upsert([Item(id=name, vector=row) for name in "dacbe"])
-    assert [hit.id for hit in store.search(row, 3, {})] == ["a", "b", "c"]
+    assert [hit.id for hit in store.search(row, 3)] == ["a", "b", "c"]
 
 
 def test_upsert_replaces_and_the_last_of_equal_ids_counts(
@@ -118,7 +130,7 @@ def test_items_come_back_whole_and_survive_reopening(tmp_path: Path, open_store:
     assert (found.text, found.metadata, found.thumbnail) == (
         expected.text, expected.metadata, expected.thumbnail,
     )  # fmt: skip
-    assert [h.has_thumbnail for h in again.search(expected.vector, 1, {})] == [True]
+    assert [h.has_thumbnail for h in again.search(expected.vector, 1)] == [True]
     assert again.get("none") is None
 
 
@@ -197,7 +209,7 @@ def test_many_equal_scores_are_still_ordered_by_id(tmp_path: Path, open_store: O
     row = items(1)[0].vector
     names = [f"t{n:03d}" for n in np.random.default_rng(0).permutation(150)]
     store.upsert([Item(id=name, vector=row) for name in names])
-    assert [hit.id for hit in store.search(row, 5, {})] == [f"t{n:03d}" for n in range(5)]
+    assert [hit.id for hit in store.search(row, 5)] == [f"t{n:03d}" for n in range(5)]
 
 
 def test_writes_from_threads_and_from_a_second_opening_lose_nothing(
@@ -218,3 +230,236 @@ def test_writes_from_threads_and_from_a_second_opening_lose_nothing(
     again = open_store(tmp_path)
     assert again.count() == 80
     assert again.existing([item.id for item in stored]) == {item.id for item in stored}
+
+
+GALLERY: list[dict[str, Any]] = [
+    {"style": "flat", "year": 1990, "title": "The Sea", "tags": ["a", "b"], "ok": True},
+    {"style": "flat", "year": 1995.5, "title": "a SEA of it's own", "tags": ["b"], "ok": False},
+    {"style": "oil", "year": "1990", "title": "%_ 100", "tags": [], "ok": 1},
+    {"style": None, "year": 10**400, "title": ["sea"], "it's": 'o"k', "ok": "true"},
+    {"style": {"deep": "flat"}, "year": -3},
+    {},
+]
+FILTERS: list[dict[str, Any]] = [
+    {},
+    {"style": "flat"},
+    {"style": "flat", "year": {"gt": 1990}},
+    {"year": 1990},
+    {"year": 1990.0},
+    {"year": {"gte": 1990, "lt": 1995.5}},
+    {"year": {"lte": 1995.5}},
+    {"year": {"gte": 10**500}},
+    {"year": {"in": [1990, "1990", -3]}},
+    {"title": {"contains": "sea"}},
+    {"title": {"contains": "%_"}},
+    {"title": {"contains": "IT'S"}},
+    {"tags": "b"},
+    {"tags": {"in": ["a", "z"]}},
+    {"ok": True},
+    {"ok": 1},
+    {"ok": "true"},
+    {"it's": 'o"k'},
+    {"absent": {"lt": 5}},
+]
+
+
+def test_every_filter_lets_through_what_it_says(tmp_path: Path, open_store: OpenStore) -> None:
+    store = open_store(tmp_path)
+    rows = unit_rows(len(GALLERY), 8).float().numpy()
+    store.upsert(
+        [Item(id=str(n), vector=rows[n], metadata=metadata) for n, metadata in enumerate(GALLERY)]
+    )
+    for tree in FILTERS:
+        where = parse_filter(tree)
+        expected = [str(n) for n, metadata in enumerate(GALLERY) if matches(where, metadata)]
+        assert sorted(hit.id for hit in store.search(rows[0], 10, where)) == expected, tree
+        assert store.count(where) == len(expected)
+        assert [item.id for item in store.scan(10, where=where)] == expected
+
+
+def test_images_and_texts_are_told_apart(tmp_path: Path, open_store: OpenStore) -> None:
+    store = open_store(tmp_path)
+    first, second = items(2)
+    store.upsert([first, Item(id="words", vector=second.vector, modality="text", text="w")])
+    for modality, name in (("image", first.id), ("text", "words")):
+        where = (IsModality(modality),)  # type: ignore[arg-type] # mypy sees str, not the literals
+        (hit,) = store.search(first.vector, 5, where, vectors=True)
+        assert (hit.id, hit.modality) == (name, modality)
+        found = store.get(name)
+        assert found is not None
+        assert found.modality == modality
+        assert hit.vector is not None
+        np.testing.assert_array_equal(hit.vector, found.vector)
+
+
+def test_items_are_removed_by_filter_all_at_once(tmp_path: Path, open_store: OpenStore) -> None:
+    store = open_store(tmp_path)
+    store.upsert(items(10))
+    assert store.delete_where(parse_filter({"n": {"gte": 7}})) == 3
+    assert store.delete_where(parse_filter({"n": {"gte": 7}})) == 0
+    assert store.count() == 7
+    assert store.delete_where(()) == 7
+    assert store.count() == 0
+
+
+def test_pages_show_what_stays_once_whatever_is_written_meanwhile(
+    tmp_path: Path, open_store: OpenStore
+) -> None:
+    store = open_store(tmp_path)
+    store.upsert(items(20))
+    first = store.scan(7)
+    store.delete(["i0002", "i0015"])
+    store.upsert([Item(id="a", vector=first[0].vector), *items(1, start=30)])
+    seen, page = first, first
+    while page := store.scan(7, after=page[-1].id):
+        seen += page
+    names = [f"i{n:04d}" for n in range(20) if n != 15]
+    assert [item.id for item in seen] == [*names, "i0030"]
+    assert (seen[3].text, seen[3].metadata, seen[3].thumbnail) == (
+        "thing 3", {"parity": "odd", "n": 3}, b"webp",
+    )  # fmt: skip
+    np.testing.assert_array_equal(seen[9].vector, items(10)[9].vector)
+
+
+def test_a_sample_has_no_item_twice(tmp_path: Path, open_store: OpenStore) -> None:
+    store = open_store(tmp_path)
+    assert store.sample(3) == []
+    store.upsert(items(20))
+    drawn = [item.id for item in store.sample(10, seed=1)]
+    assert len(set(drawn)) == 10
+    assert [item.id for item in store.sample(10, seed=1)] == drawn
+    assert len(store.sample(50)) == 20
+
+
+def test_captions_are_found_by_their_words_new_ones_too(
+    tmp_path: Path, open_store: OpenStore
+) -> None:
+    store = open_store(tmp_path)
+    row = items(1)[0].vector
+    captions = {"a": "two dogs running", "b": "a dog", "c": "the cat's hat", "d": None}
+    store.upsert([Item(id=name, vector=row, text=text) for name, text in captions.items()])
+    assert {hit.id for hit in store.search_captions("dog", 5)} == {"a", "b"}
+    assert store.search_captions("dogs run", 5)[0].id == "a"
+    store.upsert([Item(id="e", vector=row, text="a zebra", metadata={"k": 1})])
+    assert [hit.id for hit in store.search_captions("zebra", 5)] == ["e"]
+    assert [hit.id for hit in store.search_captions("zebra dog", 5, parse_filter({"k": 1}))] == [
+        "e"
+    ]
+    for harmless in ("", "  ", "' OR 1=1 --", '"', "dog AND (", "+-:*~^"):
+        store.search_captions(harmless, 5)
+
+
+def test_an_index_misses_little_and_new_items_not_at_all(
+    tmp_path: Path, open_store: OpenStore
+) -> None:
+    store = open_store(tmp_path)
+    stored = items(600)
+    store.upsert(stored[:500])
+    indexed = [store.is_indexed]
+    store.build_index()
+    assert [*indexed, store.is_indexed] == [False, True]
+    store.upsert(stored[500:])
+    store.delete([stored[0].id])
+    matrix = np.stack([item.vector for item in stored[1:]])
+    where = parse_filter({"parity": "odd"})
+    queries = unit_rows(20, 8, seed=9).float().numpy()
+    for again in range(2):
+        found = total = 0
+        for query in queries:
+            exact = store.search(query, 10)
+            assert [hit.id for hit in exact] == [
+                f"i{n + 1:04d}" for n in np.argsort(-(matrix @ query), kind="stable")[:10]
+            ]
+            hits = store.search(query, 10, effort=Effort(probes=12, refine=10))
+            odd = store.search(query, 10, where, effort=Effort(probes=12, refine=10))
+            assert {hit.metadata["parity"] for hit in odd} == {"odd"}
+            wanted = {hit.id for hit in exact} | {hit.id for hit in store.search(query, 10, where)}
+            found += len(wanted & {hit.id for hit in [*hits, *odd]})
+            total += len(wanted)
+        assert found / total > 0.95, again
+        store.optimize()
+
+
+def test_searches_never_fail_while_items_are_written_indexed_and_merged(
+    tmp_path: Path, open_store: OpenStore
+) -> None:
+    store = open_store(tmp_path)
+    stored = items(300)
+    store.upsert(stored[:100])
+    query, where = stored[0].vector, parse_filter({"parity": "even"})
+    ended = threading.Event()
+    problems: list[Exception] = []
+    searched = 0
+
+    def search() -> None:
+        nonlocal searched
+        while not ended.is_set():
+            try:
+                assert store.search(query, 3)[0].id == stored[0].id
+                assert len(store.search(query, 3, where, effort=Effort(probes=4, refine=20))) == 3
+                assert store.search_captions("thing", 3)
+                searched += 1
+            except Exception as error:  # noqa: BLE001 - whatever it is, it must not happen
+                problems.append(error)
+                return
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    for start in range(100, 300, 10):
+        store.upsert(stored[start : start + 10])
+        if start == 150:
+            store.build_index()
+        if start % 70 == 0:
+            store.optimize()
+    store.delete_where(parse_filter({"n": {"gte": 200}}))
+    ended.set()
+    thread.join()
+    assert problems == []
+    assert searched > 0
+    assert store.count() == 200
+
+
+def test_a_snapshot_brings_back_what_was_there(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path, fingerprint="f" * 64, dim=8)
+    store.upsert(items(5))
+    store.snapshot("before")
+    store.delete_where(())
+    store.upsert(items(1, start=9))
+    store.optimize()
+    store.restore("before")
+    assert [item.id for item in store.scan(10)] == [item.id for item in items(5)]
+    assert open_embedded(tmp_path).count() == 5
+    store.upsert(items(1, start=9))
+    store.snapshot("before")  # the name moves on
+    assert store.snapshots() == ["before"]
+    store.delete_where(())
+    store.restore("before")
+    assert store.count() == 6
+    store.drop_snapshot("before")
+    with pytest.raises(NotFoundError, match="no snapshot 'before'; there are: none"):
+        store.restore("before")
+
+
+@pytest.mark.filterwarnings("ignore:optimize:UserWarning")  # it warns of no retention at all
+def test_a_snapshot_outlives_the_cleaning_up_of_old_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.stores.embedded._KEEP_VERSIONS", timedelta(0))
+    store = EmbeddedStore(tmp_path, fingerprint="f" * 64, dim=8)
+    store.upsert(items(5))
+    store.snapshot("kept")
+    for number in range(3):
+        store.delete([f"i{number:04d}"])
+    store.optimize()
+    assert store.count() == 2
+    store.restore("kept")
+    assert store.count() == 5
+    store.drop_snapshot("kept")
+    store.optimize()
+    assert store.count() == 5
+
+
+def test_a_folder_of_an_earlier_version_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "collection.json").write_text('{"fingerprint": "' + "f" * 64 + '", "dim": 8}')
+    with pytest.raises(ServingError, match="format 1, this is 2.; index the data again"):
+        open_embedded(tmp_path)

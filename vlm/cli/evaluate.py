@@ -1,5 +1,6 @@
 """`vlm evaluate`."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -31,7 +32,10 @@ def evaluate(
     config: Annotated[list[Path] | None, typer.Option(help="A file of tasks, too.")] = None,
     against: Annotated[str | None, typer.Option(help="Compare with this model.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where evaluation.json and .html go; default: MODEL.")
+        Path | None,
+        typer.Option(
+            help="Where evaluation.json and .html go; default: the run, or BUNDLE-evaluation."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda:0, …; default: the rank's own.")
@@ -39,8 +43,10 @@ def evaluate(
 ) -> None:
     """Measure MODEL on tasks, beside chance and with intervals; JSON and an HTML page.
 
-    Under torchrun all ranks take part, with the same result. Exit code 0 whatever the verdict.
+    Under torchrun all ranks take part, with the same result. Exit code 0 whatever the verdict; 1 if
+    a task could not be done, after the others were written.
     """
+    from vlm.cli.device import usable_device  # noqa: PLC0415 - torch costs seconds
     from vlm.distributed import connected_world  # noqa: PLC0415 - torch costs seconds
     from vlm.evaluation import (  # noqa: PLC0415 - with torch and matplotlib
         compare,
@@ -55,9 +61,10 @@ def evaluate(
     files, overrides = _sorted(tasks or [], config or [])
     settings = _load(files, overrides)
     folder = _folder(model, out)
+    _require_writable(folder)
     console = Console()
     with connected_world() as world:
-        where = device or str(world.device)
+        where = str(world.device) if device is None else usable_device(device)
 
         def say(line: str) -> None:
             console.print(line, highlight=False, soft_wrap=True)
@@ -71,7 +78,6 @@ def evaluate(
                     comparison = compare(found, evidence, theirs, their, seed=settings.seed)
             if not world.is_main:
                 return
-            folder.mkdir(parents=True, exist_ok=True)
             write_text_whole(folder / "evaluation.json", found.model_dump_json(indent=2) + "\n")
             write_report(folder / "evaluation.html", found, settings, evidence, comparison)
         print_summary(found, console)
@@ -81,6 +87,10 @@ def evaluate(
             write_text_whole(written[-1], comparison.model_dump_json(indent=2) + "\n")
             print_comparison(comparison, console)
         say(f"written: {', '.join(str(path) for path in written)}")
+    failures = found.failures | (theirs.failures if comparison is not None else {})
+    if failures:
+        lines = [f"{key}: {why}" for key, why in failures.items()]
+        raise VlmError("not every task could be done\n  " + "\n  ".join(lines))
 
 
 def _sorted(tasks: Sequence[str], config: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -161,9 +171,31 @@ def _folder(model: str, out: Path | None) -> Path:
     path = Path(model)
     if out is not None:
         return out
-    if path.is_dir():
-        # A bundle is immutable, so its evaluation lies beside it.
-        return path.parent if (path / "bundle.json").is_file() else path
     if model.startswith("local-dir:"):
-        return Path(model.removeprefix("local-dir:")).parent
+        return _beside(Path(model.removeprefix("local-dir:")))
+    if path.is_dir():
+        return _beside(path) if (path / "bundle.json").is_file() else path
     return Path("runs") / model.replace("/", "-").replace(":", "-")
+
+
+def _beside(bundle: Path) -> Path:
+    """A bundle is immutable: its evaluation lies in its run, or in a folder beside it."""
+    if (bundle.parent / "config.yaml").is_file():
+        return bundle.parent
+    whole = bundle.resolve()
+    return (
+        bundle.parent / f"{whole.name}-evaluation" if bundle.name else Path(f"{whole}-evaluation")
+    )
+
+
+def _require_writable(folder: Path) -> None:
+    """Tell before the work, not after it, that its results have no place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        message = (
+            f"{folder}: results cannot be written there ({error.strerror}); choose another --out"
+        )
+        raise VlmError(message) from error

@@ -1,35 +1,62 @@
-"""`vlm index`."""
+"""`vlm index`: make datasets searchable."""
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from vlm.errors import DataError
 
 if TYPE_CHECKING:
     from serving.services.indexing import Pair
-    from serving.stores import Item
+    from serving.stores import EmbeddedStore, Item
+    from vlm.inference import Encoder
 
-__all__ = ["index"]
+__all__ = ["app", "index"]
+
+Shards = Annotated[
+    list[Path], typer.Argument(help="Dataset folders, or what `vlm embed` wrote of them.")
+]
+Bundle = Annotated[Path, typer.Option(help="The model.")]
+Target = Annotated[float, typer.Option(min=0, max=1, help="Recall@10 that an index must reach.")]
+ExactBelow = Annotated[int, typer.Option(min=1, help="Of fewer items every one is compared.")]
 
 
+class _FillsByDefault(TyperGroup):
+    """`vlm index SHARDS` is `vlm index add SHARDS`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # typer's own copy of click
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["add", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_FillsByDefault,
+    no_args_is_help=True,
+    help="Make datasets searchable: vlm index SHARDS, and more.",
+)
+
+
+@app.command("add")
 def index(
-    shards: Annotated[
-        list[Path], typer.Argument(help="Dataset folders, or what `vlm embed` wrote of them.")
-    ],
-    bundle: Annotated[Path, typer.Option(help="The model.")] = Path("runs/demo/bundle"),
+    shards: Shards,
+    bundle: Bundle = Path("runs/demo/bundle"),
     index: Annotated[
         Path | None, typer.Option(help="Folder of the collection; default: beside the bundle.")
     ] = None,
+    collection: Annotated[
+        str | None, typer.Option(help="A further collection, beside the default one.")
+    ] = None,
+    target: Target = 0.95,
+    exact_below: ExactBelow = 20_000,
 ) -> None:
     """Embed the images of datasets and make them searchable; run again, it goes on."""
-    from serving.errors import FingerprintError  # noqa: PLC0415 - `serve` extra
     from serving.services.indexing import index_items, index_pairs  # noqa: PLC0415 - `serve` extra
-    from serving.stores import EmbeddedStore  # noqa: PLC0415 - `serve` extra
     from vlm.inference import Encoder  # noqa: PLC0415 - torch costs seconds
     from vlm.inference.embeddings import holds_embeddings  # noqa: PLC0415 - with it
 
@@ -38,34 +65,99 @@ def index(
     raw = [folder for folder in shards if folder not in embedded]
     total = sum(_count(folder) for folder in shards)
     encoder = Encoder.load(bundle)
-    folder = index or bundle.parent / "index"
-    try:
-        store = EmbeddedStore(folder, fingerprint=encoder.fingerprint, dim=encoder.dim)
-    except FingerprintError as error:
-        raise DataError(str(error)) from error
-    start = last = time.monotonic()
-
-    def report(stored: int, skipped: int) -> None:
-        nonlocal last
-        done, now = stored + skipped, time.monotonic()
-        if now - last < 2 and done < total:
-            return
-        last = now
-        rate = done / max(now - start, 1e-9)
-        console.print(
-            f"{done}/{total} images, {rate:.0f} images/s, ETA {(total - done) / rate:.0f} s",
-            highlight=False,
-        )
-
+    folder = collection_folder(index or bundle.parent / "index", collection)
+    store = open_collection(folder, encoder)
+    report = Report(console, total)
     items = _items(embedded, encoder.fingerprint)
     stored, skipped = index_items(store, items, progress=report)
     more, known = index_pairs(
-        encoder, store, _pairs(raw), progress=lambda s, k: report(stored + s, skipped + k)
+        encoder, store, pairs_of(raw), progress=lambda s, k: report(stored + s, skipped + k)
     )
     stored, skipped = stored + more, skipped + known
     console.print(
         f"{stored} images indexed, {skipped} were there already: {folder}", highlight=False
     )
+    tune(console, encoder, store, folder, target, exact_below)
+
+
+def collections_folder(root: Path) -> Path:
+    """Where the further collections of a default one are, as the server looks for them."""
+    return root.with_name(f"{root.name}-collections")
+
+
+def collection_folder(root: Path, name: str | None) -> Path:
+    """Where a collection is."""
+    return root if name in (None, "default") else collections_folder(root) / str(name)
+
+
+def open_collection(folder: Path, encoder: "Encoder") -> "EmbeddedStore":
+    """A collection of the model, made if it is missing; DataError if it is another model's."""
+    from serving.errors import ServingError  # noqa: PLC0415 - `serve` extra
+    from serving.stores import EmbeddedStore  # noqa: PLC0415 - with it
+
+    try:
+        return EmbeddedStore(folder, fingerprint=encoder.fingerprint, dim=encoder.dim)
+    except ServingError as error:
+        raise DataError(str(error)) from error
+
+
+def tune(
+    console: Console,
+    encoder: "Encoder",
+    store: "EmbeddedStore",
+    folder: Path,
+    target: float,
+    exact_below: int,
+) -> None:
+    """Index and measure a collection that has outgrown exact search, and tell what was found."""
+    from serving.services.indexing import tune_collection  # noqa: PLC0415 - `serve` extra
+
+    if store.count() >= exact_below:
+        console.print("looking after the index and measuring its recall", highlight=False)
+    found = tune_collection(encoder, store, folder, target=target, exact_below=exact_below)
+    if found is None:
+        return
+    shares = ", ".join(f"{kind} {share:.3f}" for kind, share in found.chosen.recall.items())
+    effort = found.chosen.effort
+    how = "exact search" if effort is None else f"{effort.probes} probes, refine {effort.refine}"
+    console.print(
+        f"recall@10 against exact search: {shares} with {how}, "
+        f"{found.chosen.milliseconds:.1f} ms a search",
+        highlight=False,
+    )
+
+
+class Report:
+    """Prints how far an import is, every two seconds and at the end."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        self._total = total
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, stored: int, skipped: int) -> None:
+        done, now = stored + skipped, time.monotonic()
+        if now - self._last < 2 and done < self._total:
+            return
+        self._last = now
+        rate = done / max(now - self._start, 1e-9)
+        self._console.print(
+            f"{done}/{self._total} items, {rate:.0f} a second, "
+            f"ETA {max(0, self._total - done) / rate:.0f} s",
+            highlight=False,
+        )
+
+
+def pairs_of(shards: list[Path]) -> "Iterator[Pair]":
+    """The samples of dataset folders."""
+    from serving.services.indexing import Pair  # noqa: PLC0415 - `serve` extra
+    from vlm.data.sequential import iterate_samples  # noqa: PLC0415 - torch costs seconds
+
+    for folder in shards:
+        for sample in iterate_samples(folder):
+            yield Pair(
+                id=sample.key, image=sample.image, text=sample.text, metadata=sample.metadata
+            )
 
 
 def _count(folder: Path) -> int:
@@ -89,14 +181,3 @@ def _items(folders: list[Path], fingerprint: str) -> "Iterator[Item]":
             for row in zip(rows.ids, rows.vectors, rows.texts, rows.metadata, strict=True):
                 item_id, vector, text, metadata = row
                 yield Item(id=item_id, vector=vector, text=text, metadata=metadata)
-
-
-def _pairs(shards: list[Path]) -> "Iterator[Pair]":
-    from serving.services.indexing import Pair  # noqa: PLC0415 - `serve` extra
-    from vlm.data.sequential import iterate_samples  # noqa: PLC0415 - torch costs seconds
-
-    for folder in shards:
-        for sample in iterate_samples(folder):
-            yield Pair(
-                id=sample.key, image=sample.image, text=sample.text, metadata=sample.metadata
-            )

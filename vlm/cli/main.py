@@ -19,14 +19,16 @@ from vlm.cli.doctor import doctor
 from vlm.cli.embed import embed
 from vlm.cli.evaluate import evaluate
 from vlm.cli.export import export
-from vlm.cli.index import index
+from vlm.cli.index import app as index_app
 from vlm.cli.k8s import app as k8s_app
 from vlm.cli.metrics import metrics
+from vlm.cli.migrate import migrate
 from vlm.cli.refine import refine
 from vlm.cli.runs import runs
 from vlm.cli.scale import app as scale_app
 from vlm.cli.search import search
 from vlm.cli.serve import serve
+from vlm.cli.snapshots import restore, snapshot, snapshots
 from vlm.cli.soup import soup
 from vlm.cli.train import train
 from vlm.errors import VlmError
@@ -43,11 +45,14 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
+for index_verb in (migrate, snapshot, snapshots, restore):
+    index_app.command()(index_verb)
+app.add_typer(index_app, name="index")
 app.add_typer(k8s_app, name="k8s")
 app.add_typer(scale_app, name="scale")
 for verb in (
     doctor, train, runs, evaluate, refine, soup, export, caption,
-    classify, embed, search, index, serve, bench_serve, metrics,
+    classify, embed, search, serve, bench_serve, metrics,
 ):  # fmt: skip
     app.command()(verb)
 

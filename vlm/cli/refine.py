@@ -21,6 +21,7 @@ def refine(
     device: Annotated[str, typer.Option(help="cpu, cuda:0, …")] = "cpu",
 ) -> None:
     """Narrow the modality gap of a trained dual encoder: CLIP-Refine, one epoch over pairs."""
+    from vlm.cli.device import usable_device  # noqa: PLC0415 - torch costs seconds
     from vlm.train.refine import RefineConfig  # noqa: PLC0415 - torch costs seconds
     from vlm.train.refine import refine as run  # noqa: PLC0415 - with it
 
@@ -28,6 +29,6 @@ def refine(
         RefineConfig, apply_overrides({}, overrides or []), source="vlm refine"
     )
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    info = run(model, shards, out, config, device=device, say=console.print)
+    info = run(model, shards, out, config, device=usable_device(device), say=console.print)
     console.print(f"bundle {info.fingerprint[:12]} written to {out}")
-    console.print(f"judge it: vlm evaluate {out} --against {model}")
+    console.print(f"judge it: vlm evaluate {out} TASKS.yaml --against {model}")

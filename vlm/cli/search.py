@@ -9,6 +9,7 @@ from rich.console import Console
 
 from vlm.answers import Found
 from vlm.cli.asking import Bundle, Key, KeyFile, Server, client_of, decoded
+from vlm.cli.index import collection_folder, collections_folder
 from vlm.errors import ConfigError, DataError
 
 __all__ = ["search"]
@@ -63,8 +64,9 @@ def _filter(pairs: list[str]) -> dict[str, Any]:
 def _in_process(
     bundle: Path, index: Path, asked: str | Path, limit: int, wanted: dict[str, Any]
 ) -> list[Found]:
-    from serving.errors import BadInputError, FingerprintError  # noqa: PLC0415 - `serve` extra
-    from serving.stores import EmbeddedStore  # noqa: PLC0415 - `serve` extra
+    from serving.errors import ServingError  # noqa: PLC0415 - `serve` extra
+    from serving.services.aliases import DEFAULT, read_aliases  # noqa: PLC0415 - with it
+    from serving.stores import EmbeddedStore, parse_filter  # noqa: PLC0415 - with it
     from vlm.inference import Encoder  # noqa: PLC0415 - torch costs seconds
 
     if not index.is_dir():
@@ -77,8 +79,10 @@ def _in_process(
     else:
         row = encoder.encode_images([] if pixels is None else [pixels])[0]
     try:
-        store = EmbeddedStore(index, fingerprint=encoder.fingerprint, dim=encoder.dim)
-        hits = store.search(row, limit, wanted)
-    except (FingerprintError, BadInputError) as error:
+        name = read_aliases(collections_folder(index)).get(DEFAULT)
+        folder = collection_folder(index, name)
+        store = EmbeddedStore(folder, fingerprint=encoder.fingerprint, dim=encoder.dim)
+        hits = store.search(row, limit, parse_filter(wanted))
+    except ServingError as error:
         raise DataError(str(error)) from error
     return [Found(id=h.id, score=h.score, text=h.text, metadata=h.metadata) for h in hits]

@@ -34,4 +34,4 @@ def soup(
     console.print(f"bundle {info.fingerprint[:12]} written to {out}")
     if info.modality_means is None:
         console.print("it has no modality means; give --shards for them")
-    console.print(f"judge it: vlm evaluate {out} --against {models[-1]}")
+    console.print(f"judge it: vlm evaluate {out} TASKS.yaml --against {models[-1]}")

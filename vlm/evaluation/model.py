@@ -1,10 +1,14 @@
 """The model under evaluation, as functions: whatever embeds images and captions can be judged."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 import torch
@@ -32,6 +36,7 @@ __all__ = [
     "subject_of_open_clip",
 ]
 
+_HUB_SECONDS: Final = 3.0
 Rows = Float[np.ndarray, "batch dim"]
 
 
@@ -122,10 +127,11 @@ def subject_of_open_clip(name: str, *, device: str = "cpu") -> Subject:
     if not name.startswith(("local-dir:", "hf-hub:")):
         architecture, _, tag = name.partition("/")
     try:
-        model, _, transform = open_clip.create_model_and_transforms(
-            architecture, pretrained=tag, device=device
-        )
-        tokenizer = open_clip.get_tokenizer(architecture)
+        with _no_vain_retries() if not name.startswith("local-dir:") else nullcontext():
+            model, _, transform = open_clip.create_model_and_transforms(
+                architecture, pretrained=tag, device=device
+            )
+            tokenizer = open_clip.get_tokenizer(architecture)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise _unavailable(name, error) from error
     model.eval()
@@ -151,13 +157,34 @@ def subject_of_open_clip(name: str, *, device: str = "cpu") -> Subject:
     )
 
 
+@contextmanager
+def _no_vain_retries() -> Iterator[None]:
+    """Where the model hub cannot be reached, look into its client's cache alone.
+
+    The client asks an unreachable hub again for about a minute. Behind a proxy nothing is tried.
+    """
+    from huggingface_hub import constants  # noqa: PLC0415 - only models of the hub need it
+
+    known, host = constants.HF_HUB_OFFLINE, urlsplit(constants.ENDPOINT)
+    if not known and not getproxies():
+        port = host.port or (80 if host.scheme == "http" else 443)
+        try:
+            socket.create_connection((host.hostname or "", port), timeout=_HUB_SECONDS).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = known
+
+
 def _unavailable(name: str, error: Exception) -> VlmError:
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
         why = "it has no open_clip_config.json" if folder.is_dir() else "there is no such folder"
         detail = why if not (folder / "open_clip_config.json").is_file() else str(error)
         return BundleError(f"{name}: not a model of open_clip: {detail}")
-    reason = (str(error).splitlines() or ["no reason given"])[0]
+    reason = (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
     message = (
         f"{name}: open_clip cannot make this model ({type(error).__name__}: {reason}). Known "
         f"names are those of open_clip.list_pretrained(), written ARCHITECTURE/TAG; their weights "

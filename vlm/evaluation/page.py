@@ -88,7 +88,7 @@ def _plots(evaluation: Evaluation, config: EvaluationConfig, evidence: Evidence)
     retrieval = {
         task.label: evidence.outcomes[key]
         for key, task in config.by_key()
-        if isinstance(task, RetrievalTask)
+        if isinstance(task, RetrievalTask) and key in evidence.outcomes
     }
     zero_shot = {
         key.partition("/")[2]: r
@@ -116,6 +116,8 @@ def _examples(
         name: {} for name in ("mistakes", "queries", "changes", "captions")
     }
     for key, task in config.by_key():
+        if key not in evidence.outcomes:
+            continue
         data, outcome = evidence.datasets[task.data], evidence.outcomes[key]
         result = evaluation.results[key]
         if isinstance(result, ZeroShotResult):

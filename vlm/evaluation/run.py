@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vlm.config import Config
 from vlm.distributed import World
+from vlm.errors import VlmError
 from vlm.evaluation.bootstrap import BootstrapConfig, Difference, differences, intervals
 from vlm.evaluation.config import EvaluationConfig
 from vlm.evaluation.datasets import OpenedDataset
@@ -38,6 +39,8 @@ class Evaluation(Config):
 
     model: ModelFacts
     results: dict[str, Result]
+    failures: dict[str, str] = {}
+    """Why a task gave no result, by its `kind/name`."""
     bootstrap: BootstrapConfig
     """How the intervals were drawn."""
     seconds: float
@@ -82,7 +85,8 @@ def evaluate(
         DataError: If a dataset cannot be read, is too small, or lacks a field that a task names.
         BundleError: If the model gives embeddings that are no numbers, or cannot do a task.
     """
-    with evaluate_with_evidence(subject, config, world, say=say) as (evaluation, _):
+    found = evaluate_with_evidence(subject, config, world, say=say, fail_fast=True)
+    with found as (evaluation, _):
         return evaluation
 
 
@@ -93,26 +97,39 @@ def evaluate_with_evidence(
     world: World | None = None,
     *,
     say: Callable[[str], None] = lambda _: None,
+    fail_fast: bool = False,
 ) -> Iterator[tuple[Evaluation, Evidence]]:
-    """As `evaluate`, with what the figures were made of; the datasets stay open within."""
+    """As `evaluate`, with what the figures were made of; the datasets stay open within.
+
+    A task that cannot be done does not cost the others their results, unless `fail_fast`; it is
+    among the evaluation's `failures`. All ranks find the same, from the same embeddings.
+    """
     world = world or World()
     start = time.monotonic()
     opened: list[OpenedDataset] = []
     try:
-        datasets: dict[str, EmbeddedDataset] = {}
+        # All are opened before the first is embedded, so that a wrong path is told at once.
         for name in config.used_datasets():
-            began = time.monotonic()
             opened.append(config.datasets[name].open())
+        datasets: dict[str, EmbeddedDataset] = {}
+        for name, source in zip(config.used_datasets(), opened, strict=True):
+            began = time.monotonic()
             data = datasets[name] = embed_dataset(
-                subject, opened[-1], world, say=say if world.is_main else lambda _: None
+                subject, source, world, say=say if world.is_main else lambda _: None
             )
             rate = len(data.keys) / max(time.monotonic() - began, 1e-9)
             if world.is_main:
                 say(f"{name}: {len(data.keys)} pairs embedded, {rate:.0f} pairs/s")
         context = Context(subject=subject, datasets=datasets, world=world, seed=config.seed)
         outcomes: dict[str, Outcome[Result]] = {}
+        failures: dict[str, str] = {}
         for key, task in config.by_key():
-            outcomes[key] = task.measure(context)
+            try:
+                outcomes[key] = task.measure(context)
+            except VlmError as error:
+                failures[key] = str(error)
+                if fail_fast:
+                    raise
         results = {
             key: outcome.result.model_copy(
                 update={"intervals": intervals(outcome.scores, config.bootstrap, seed=config.seed)}
@@ -122,6 +139,7 @@ def evaluate_with_evidence(
         evaluation = Evaluation(
             model=_facts(subject),
             results=results,
+            failures=failures,
             bootstrap=config.bootstrap,
             seconds=round(time.monotonic() - start, 2),
         )
@@ -147,7 +165,7 @@ def compare(
                 outcome.scores, theirs.outcomes[key].scores, evaluation.bootstrap, seed=seed
             )
             for key, outcome in ours.outcomes.items()
-            if outcome.scores
+            if outcome.scores and key in theirs.outcomes
         },
         bootstrap=evaluation.bootstrap,
     )

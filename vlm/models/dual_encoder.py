@@ -21,7 +21,13 @@ from vlm.models.freezing import FreezeConfig, evaluate_frozen
 from vlm.models.towers import ImageTower, TextTower
 from vlm.types import DualEncoderOutput
 
-__all__ = ["MAX_LOG_LOGIT_SCALE", "DualEncoder", "DualEncoderConfig", "clamp_logit_scale"]
+__all__ = [
+    "MAX_LOG_LOGIT_SCALE",
+    "DualEncoder",
+    "DualEncoderConfig",
+    "clamp_logit_scale",
+    "set_logit_scale",
+]
 
 MAX_LOG_LOGIT_SCALE = math.log(100.0)
 _DIM = 512
@@ -284,3 +290,9 @@ def clamp_logit_scale(model: HasLogitScale) -> None:
     """Bring the learnt log logit scale back into [0, ln 100] after an optimizer step."""
     with torch.no_grad():
         model.log_logit_scale.clamp_(0.0, MAX_LOG_LOGIT_SCALE)
+
+
+def set_logit_scale(model: HasLogitScale, scale: float) -> None:
+    """Give the model this logit scale, in [1, 100], instead of one that it learns."""
+    with torch.no_grad():
+        model.log_logit_scale.fill_(math.log(scale)).clamp_(0.0, MAX_LOG_LOGIT_SCALE)

@@ -11,7 +11,7 @@ from vlm.data.augment import AugmentConfig
 from vlm.data.dataset import SourceConfig, StageConfig
 from vlm.data.remote import RemoteConfig
 from vlm.data.stream import StreamConfig
-from vlm.losses import LossTerm, RemembersSamples
+from vlm.losses import LossTerm, RemembersSamples, WeightSchedule
 from vlm.models import ModelConfig
 from vlm.optim import OptimizerConfig
 from vlm.preprocess import AnyTokenizerConfig, ImageConfig, TokenizerConfig
@@ -148,6 +148,22 @@ class RecoveryConfig(Config):
     """Without progress, to wait before saying which rank keeps the others waiting."""
 
 
+class TemperatureSchedule(WeightSchedule):
+    """A temperature that is set, not learnt: linear between points of training.
+
+    Raising it closes the gap between the modalities. Source: temperature scheduling of
+    arXiv:2412.07909, from 0.01 to 0.02 and up to 0.05.
+    """
+
+    @model_validator(mode="after")
+    def _scales_are_in_range(self) -> "TemperatureSchedule":
+        wrong = [value for value in self.value if not 0.01 <= value <= 1]
+        if wrong:
+            message = f"temperatures must lie in [0.01, 1], found {wrong}"
+            raise ValueError(message)
+        return self
+
+
 class HeldOutConfig(Config):
     """Evaluation in the middle of a run, of the weights that would be exported."""
 
@@ -189,6 +205,8 @@ class TrainConfig(Config):
     data: DataConfig
     model: ModelConfig
     loss: list[LossTerm] = Field(min_length=1)
+    temperature: TemperatureSchedule | None = None
+    """Sets the temperature over training; none: the model learns it."""
     teacher: TeacherConfig | None = None
     """A frozen model whose embeddings terms of the loss follow, or that masks their negatives."""
     optim: OptimizerConfig
@@ -279,6 +297,19 @@ class TrainConfig(Config):
                 "ema_decay: the weights of deepspeed's zero_stage=3 are out of reach between "
                 "steps; leave ema_decay out, or take engine.type=fsdp, which shards as much"
             )
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _temperature_can_be_set(self) -> "TrainConfig":
+        if self.temperature is None:
+            return self
+        learning = [term.type for term in self.loss if term.type in ("fastclip_v3", "isogclr")]
+        if learning:
+            message = f"temperature: loss {', '.join(learning)} has a temperature of its own"
+            raise ValueError(message)
+        if self.engine.type == "deepspeed" and self.engine.zero_stage == 3:
+            message = "temperature: ZeRO 3 lets no parameter be set; choose another engine"
             raise ValueError(message)
         return self
 

@@ -16,7 +16,7 @@ from vlm.train.config import TrainConfig
 from vlm.train.export import load_run
 from vlm.train.setup import open_clip_config
 
-__all__ = ["Origin", "load_origin", "require_dual_encoder", "save_derived"]
+__all__ = ["Origin", "load_origin", "require_dual_encoder", "require_free", "save_derived"]
 
 _MEANS_PAIRS = 2000
 _OPEN_CLIP = "open_clip_config.json"
@@ -112,6 +112,17 @@ def _model_cfg(folder: Path) -> dict[str, Any] | None:
         return None
     tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
     return tree
+
+
+def require_free(folder: Path) -> None:
+    """Refuse, before the work and not after it, a place where no bundle can be written.
+
+    Raises:
+        BundleError: If `folder` exists and is not a bundle.
+    """
+    if folder.exists() and not (folder / "bundle.json").is_file():
+        message = f"{folder}: exists and is not a bundle; choose another folder or remove it"
+        raise BundleError(message)
 
 
 def require_dual_encoder(origin: Origin) -> DualEncoder:

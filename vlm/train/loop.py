@@ -9,6 +9,7 @@ from torch import Tensor
 from vlm.distributed import World, any_rank, watch_ranks
 from vlm.errors import VlmError
 from vlm.files import write_text_whole
+from vlm.models import set_logit_scale
 from vlm.optim import learning_rate_factor, set_learning_rates
 from vlm.train.average import update_average
 from vlm.train.checkpoint import open_writer
@@ -160,6 +161,9 @@ def _trained(run: _Run, batch: Batch) -> _Done:
         config.optim.schedule, run.step, parts.total_steps, global_batch=config.global_batch
     )
     set_learning_rates(parts.engine.optimizer, factor)
+    progress = run.step / parts.total_steps
+    if config.temperature is not None:
+        set_logit_scale(parts.engine.model, 1 / config.temperature.weight(progress))
     loss, gradient_norm = train_step(
         config,
         parts.engine,
@@ -167,7 +171,7 @@ def _trained(run: _Run, batch: Batch) -> _Done:
         batch,
         micro_batch=parts.micro_batch,
         step=run.step,
-        progress=run.step / parts.total_steps,
+        progress=progress,
         world=run.world,
     )
     if run.ema is not None and config.ema_decay is not None:

@@ -21,17 +21,19 @@ from vlm.config import Config
 from vlm.data.dataset import open_reader
 from vlm.data.reader import Reader
 from vlm.data.remote import RemoteConfig
+from vlm.data.samples import Sample
 from vlm.errors import DataError
 from vlm.inference import BundleInfo
 from vlm.losses import hybrid_distillation_loss, random_alignment_loss
 from vlm.models import DualEncoder
 from vlm.preprocess import (
+    Pixels,
     build_tokenizer,
     decode_image,
     normalise_images,
     resize_image,
 )
-from vlm.train.derive import load_origin, require_dual_encoder, save_derived
+from vlm.train.derive import load_origin, require_dual_encoder, require_free, save_derived
 from vlm.types import Tokenize
 
 __all__ = ["RefineConfig", "refine"]
@@ -77,6 +79,7 @@ def refine(
         BundleError: If the model is no dual encoder, or `folder` is taken by something else.
         DataError: If the pairs cannot be read, are fewer than a batch, or the loss is no number.
     """
+    require_free(folder)
     origin = load_origin(model)
     student = require_dual_encoder(origin).to(device).train()
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
@@ -124,11 +127,19 @@ class _Pairs:
     ) -> tuple[Float[Tensor, "batch channel height width"], Int64[Tensor, "batch token"]]:
         side = self.info.image.decode_side()
         samples = [self.reader.read(row) for row in rows.tolist()]
-        decoded = [decode_image(sample.image, min_side=side) for sample in samples]
+        decoded = [_decoded(sample, side) for sample in samples]
         pixels = np.stack([resize_image(image, self.info.image) for image in decoded])
         token_ids = self.tokenize([sample.text for sample in samples])
         images = normalise_images(torch.from_numpy(pixels).to(self.device), self.info.image)
         return images, token_ids.to(self.device)
+
+
+def _decoded(sample: Sample, side: int | None) -> Pixels:
+    try:
+        return decode_image(sample.image, min_side=side)
+    except DataError as error:
+        message = f"sample {sample.key!r}: {error}. Mend it first: vlm data check FOLDER --repair"
+        raise DataError(message) from error
 
 
 def _epochs(

@@ -122,6 +122,8 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
     # A run that is resumed has weights of its own, and what it started from may be gone.
     fresh = latest_checkpoint(config.run_folder / "checkpoints", check=False) is None
     model = build_model(config, initial_weights=fresh).to(world.device)
+    if config.temperature is not None:
+        model.log_logit_scale.requires_grad_(False)
     facts = _data_facts(config, opened)
     fingerprints = [fact["fingerprint"] for fact in facts]
     return Parts(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlm.errors import BundleError
 from vlm.inference import BundleInfo
-from vlm.train.derive import Origin, load_origin, save_derived
+from vlm.train.derive import Origin, load_origin, require_free, save_derived
 
 __all__ = ["average_states", "make_soup"]
 
@@ -35,6 +35,7 @@ def make_soup(
         wanted = "two or more models" if alpha is None else "exactly two, start and tuned"
         message = f"a soup with alpha={alpha} needs {wanted}, got {len(models)}"
         raise BundleError(message)
+    require_free(folder)
     origins = [load_origin(path) for path in models]
     first = origins[0]
     for other in origins[1:]:

@@ -74,6 +74,46 @@ def test_a_filter_holds_for_every_result(stocked: TestClient) -> None:
     assert sorted(found(upload)) == ["black square", "blue square", "green square", "red square"]
 
 
+def test_filters_are_ranges_sets_and_parts_of_texts(stocked: TestClient) -> None:
+    for tree, count in (
+        ({"colour": {"in": ["red", "blue"]}}, 4),
+        ({"colour": {"contains": "L"}, "round": False}, 2),
+        ({"colour": {"gt": 3}}, 0),
+        ({"round": True}, 4),
+    ):
+        assert len(found(stocked.post("/v1/search", json={"text": "x", "filter": tree}))) == count
+        listed = stocked.get("/v1/items", params={"filter": json.dumps(tree)}).json()
+        assert (len(listed["items"]), listed["total"]) == (count, count)
+
+
+def test_items_are_listed_page_by_page_and_removed_by_ids_or_filter(client: TestClient) -> None:
+    body = [{"id": f"note {n}", "text": f"n {n}", "metadata": {"note": n}} for n in range(5)]
+    assert client.post("/v1/items", json={"items": body}).status_code == 201
+    mine = json.dumps({"note": {"gte": 0}})
+    seen: list[dict[str, Any]] = []
+    after: Any = ""
+    while after is not None:
+        params = {"limit": "2", "after": after, "filter": mine, "vectors": "true"}
+        page = client.get("/v1/items", params=params).json()
+        seen += page["items"]
+        after = page["next"]
+    assert [item["id"] for item in seen] == [item["id"] for item in body]
+    assert {item["modality"] for item in seen} == {"text"}
+    assert np.linalg.norm(seen[0]["vector"]) == pytest.approx(1, abs=1e-5)
+    gone = client.post("/v1/items/delete", json={"ids": ["note 0", "absent"]})
+    assert gone.json() == {"deleted": 1}
+    gone = client.post("/v1/items/delete", json={"filter": {"note": {"gt": 1}}})
+    assert gone.json() == {"deleted": 3}
+    assert client.get("/v1/items", params={"filter": mine}).json()["total"] == 1
+    client.post("/v1/items/delete", json={"ids": ["note 1"]})
+    wrong_ones: list[dict[str, Any]] = [{}, {"filter": {}}, {"ids": []}]
+    for wrong in [*wrong_ones, {"ids": ["a"], "filter": {"a": 1}}]:
+        problem(client.post("/v1/items/delete", json=wrong), 422)
+    for text in ("x", "[]", '{"a": {"gt": "x"}}', '{"a": {}}'):
+        answer = client.get("/v1/items", params={"filter": text})
+        assert "query.filter" in problem(answer, 422)
+
+
 @pytest.mark.parametrize(
     ("body", "named"),
     [
@@ -81,6 +121,8 @@ def test_a_filter_holds_for_every_result(stocked: TestClient) -> None:
         ({"text": "a", "id": "b"}, "exactly one of text, image and id"),
         ({"text": "a", "limit": 0}, "body.limit"),
         ({"text": "a", "filter": {"x": [1]}}, "body.filter.x"),
+        ({"text": "a", "filter": {"x": {"gte": "1990s"}}}, "body.filter.x"),
+        ({"text": "a", "filter": {"x": {"like": "a"}}}, "body.filter.x"),
         ({"text": "x" * 2001}, "2001 characters"),
         ({"image": "bm8gaW1hZ2U="}, "image: not a readable image"),
     ],

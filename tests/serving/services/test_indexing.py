@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from serving.services.indexing import Pair, index_pairs
-from serving.stores import EmbeddedStore
+from serving.stores import EmbeddedStore, parse_filter
 from tests.support import drawn_samples
 from vlm.errors import DataError
 from vlm.inference import Encoder
@@ -29,7 +29,7 @@ def test_every_pair_is_found_by_its_own_image(encoder: Encoder, store: EmbeddedS
     assert progress == [(12, 0)]
     for pair in some:
         row = encoder.encode_images([decode_image(pair.image)])[0]
-        best = store.search(row, 1, {"style": "drawn"})[0]
+        best = store.search(row, 1, parse_filter({"style": "drawn"}))[0]
         assert best.score == pytest.approx(1, abs=1e-4)
         assert best.has_thumbnail
 

@@ -1,10 +1,15 @@
 import io
 import json
+import socket
 import tarfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 from tests.support import drawing, encoded, tiny_bundle, write_dataset
@@ -14,6 +19,7 @@ from vlm.evaluation import (
     EvaluationConfig,
     Subject,
     evaluate,
+    evaluate_with_evidence,
     subject_of_bundle,
     subject_of_open_clip,
 )
@@ -154,6 +160,13 @@ def test_what_is_wrong_with_a_dataset_is_told(tmp_path: Path, subject: Subject) 
     tar(tmp_path / "a/test/0.tar", {"x.png": picture(0), "x.cls": b"7"})
     with pytest.raises(DataError, match="sample 'x' has label '7', allowed are 0 to 0"):
         ClipBenchmarkDataset(location=tmp_path / "a").open().item(0)
+    (tmp_path / "a/dataset_type.txt").write_text("retrieval")
+    (tmp_path / "a/classnames.txt").unlink()
+    for note, reason in ((b" ", "an empty caption: ''"), (b"a\n\nb", "an empty caption: 'a"),
+                         (b"a\xff", "a text that is no UTF-8")):  # fmt: skip
+        tar(tmp_path / "a/test/0.tar", {"x.png": picture(0), "x.txt": note})
+        with pytest.raises(DataError, match=f"sample 'x' has {reason}"):
+            ClipBenchmarkDataset(location=tmp_path / "a").open().item(0)
     (tmp_path / "tree").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "tree/x.png")
     with pytest.raises(DataError, match="'x.png' lies in no folder of a class"):
@@ -173,6 +186,52 @@ def test_what_is_wrong_with_a_dataset_is_told(tmp_path: Path, subject: Subject) 
         zero_shot(subject, {"type": "table", "location": str(tmp_path / "t.csv")})
     with pytest.raises(ConfigError, match="zip"):
         zero_shot(subject, {"type": "zip", "location": "x"})
+
+
+def test_classes_called_by_numbers_are_not_taken_for_numbers_of_classes(
+    tmp_path: Path, subject: Subject
+) -> None:
+    # In order of names "1", "10", "2": class number 1 is called "10", and number 2 "2".
+    for number, name in enumerate(("1", "10", "2")):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+        (tmp_path / "tree" / name / f"{number}.png").write_bytes(picture(number))
+    tree = {
+        "datasets": {"d": {"type": "folder", "location": str(tmp_path / "tree")}},
+        "tasks": [{"type": "zero_shot", "data": "d"}],
+    }
+    settings = validate_config(EvaluationConfig, tree, source="test")
+    with evaluate_with_evidence(subject, settings) as (_, evidence):
+        assert evidence.outcomes["zero_shot/d"].evidence["labels"].tolist() == [0, 1, 2]
+
+
+def test_tags_of_a_table_are_a_text_and_not_its_letters(tmp_path: Path, subject: Subject) -> None:
+    (tmp_path / "0.png").write_bytes(picture(0))
+    (tmp_path / "t.csv").write_text('image,caption,label,tags\n0.png,a,x,"warm, round"\n')
+    told: list[str] = []
+
+    def texts(found: Sequence[str]) -> np.ndarray:
+        told.extend(found)
+        return subject.encode_texts(found)
+
+    dataset = {"type": "table", "location": str(tmp_path / "t.csv")}
+    spy = replace(subject, encode_texts=texts)
+    zero_shot(spy, dataset, class_field="label", prompts=["{}: {tags}"])
+    assert told == ["a", "a: warm, round"]
+
+
+def test_an_unreachable_hub_is_not_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float | None] = []
+
+    def refuse(address: tuple[str, int], timeout: float | None = None) -> socket.socket:
+        asked.append(timeout)
+        raise OSError
+
+    monkeypatch.setattr("vlm.evaluation.model.getproxies", dict)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(VlmError, match="a machine without access needs a copy: local-dir:FOLDER"):
+        subject_of_open_clip("hf-hub:nobody/nothing")
+    assert asked == [3.0]
+    assert constants.HF_HUB_OFFLINE is False
 
 
 def test_names_and_prompts_are_there_by_name() -> None:

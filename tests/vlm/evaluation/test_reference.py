@@ -1,22 +1,34 @@
 """Our definitions are those of clip-benchmark, scikit-learn and the COCO caption evaluation."""
 
+import io
+from pathlib import Path
+from typing import Any
+
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
 from clip_benchmark.metrics.zeroshot_retrieval import recall_at_k
+from PIL import Image
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, ndcg_score, v_measure_score
 
-from tests.support import unit_rows
+from tests.support import drawn_samples, tiny_bundle, unit_rows, write_dataset
 from tests.vlm.evaluation.fakes import context, embedded
-from vlm.evaluation import zero_shot_accuracy
+from vlm.config import validate_config
+from vlm.evaluation import (
+    EvaluationConfig,
+    evaluate,
+    subject_of_open_clip,
+    zero_shot_accuracy,
+)
 from vlm.evaluation.caption_scores import bleu, cider, words_of
 from vlm.evaluation.clustering import k_means, v_measure
 from vlm.evaluation.probes import fit_linear_probe, sinkhorn
-from vlm.evaluation.tasks import RetrievalTask
+from vlm.evaluation.tasks import RetrievalResult, RetrievalTask, ZeroShotResult
 from vlm.evaluation.tasks.mixed import ndcg
 from vlm.inference import class_embeddings
 
@@ -79,6 +91,50 @@ def test_recall_is_that_of_clip_benchmark_with_several_captions_an_image() -> No
         assert getattr(found.text_to_image, f"recall{k}") == pytest.approx(to_image, abs=1e-6)
         assert getattr(found.image_to_text, f"recall{k}") == pytest.approx(to_text, abs=1e-6)
     assert 0.1 < found.text_to_image.recall1 < 0.9
+
+
+def test_figures_on_drawings_are_those_of_clip_benchmark_end_to_end(tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "bundle")
+    write_dataset(tmp_path / "shards", 48)
+    theirs, transform, tokenize = model_of_open_clip(tmp_path / "bundle")
+    samples = drawn_samples(48)
+    names = list(dict.fromkeys(s.text for s in samples))
+    classes = zero_shot_classifier(theirs, tokenize, names, ["{c}", "one {c}"], "cpu", amp=False)
+    pixels = torch.stack([transform(Image.open(io.BytesIO(s.image))) for s in samples])
+    with torch.inference_mode():
+        images = theirs.encode_image(pixels, normalize=True)
+        texts = theirs.encode_text(tokenize([s.text for s in samples]), normalize=True)
+    labels = torch.tensor([names.index(s.text) for s in samples])
+    tasks = [
+        {"type": "zero_shot", "data": "d", "class_field": "concept", "prompts": ["{}", "one {}"]},
+        {"type": "retrieval", "data": "d"},
+    ]
+    tree = {
+        "datasets": {"d": {"type": "shards", "location": str(tmp_path / "shards")}},
+        "tasks": tasks, "bootstrap": {"draws": 100},
+    }  # fmt: skip
+    found = evaluate(
+        subject_of_open_clip(f"local-dir:{tmp_path / 'bundle'}"),
+        validate_config(EvaluationConfig, tree, source="test"),
+    ).results
+    chosen = (images @ classes).argmax(dim=1)
+    top1, balanced = (chosen == labels).double().mean(), balanced_accuracy_score(labels, chosen)
+    ours = found["zero_shot/d"]
+    assert isinstance(ours, ZeroShotResult)
+    assert (ours.top1, ours.mean_per_class) == pytest.approx((float(top1), balanced), abs=1e-6)
+    pairs = found["retrieval/d"]
+    assert isinstance(pairs, RetrievalResult)
+    for k in (1, 5, 10):
+        # By image; a caption that several images share ties exactly, so theirs is by chance there.
+        hits = recall_at_k(texts @ images.T, torch.eye(48, dtype=torch.bool), k) > 0
+        expected = hits.double().mean().item()
+        assert getattr(pairs.text_to_image, f"recall{k}") == pytest.approx(expected, abs=1e-6)
+
+
+def model_of_open_clip(folder: Path) -> tuple[Any, Any, Any]:
+    name = f"local-dir:{folder}"
+    model, _, transform = open_clip.create_model_and_transforms(name)
+    return model.eval(), transform, open_clip.get_tokenizer(name)
 
 
 def test_calibration_error_of_a_table_made_by_hand() -> None:

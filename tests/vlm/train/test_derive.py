@@ -3,15 +3,22 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from tests.distributed import run_ranks
 from tests.support import TINY_MODEL, tiny_bundle, write_dataset
+from vlm.config import validate_config
+from vlm.distributed import World
 from vlm.errors import BundleError, DataError
 from vlm.inference import load_bundle, save_bundle
 from vlm.models import DualEncoder, DualEncoderConfig
 from vlm.preprocess import ImageConfig, TokenizerConfig
+from vlm.train import TrainConfig, train
+from vlm.train.derive import load_origin
 from vlm.train.refine import RefineConfig, refine
 from vlm.train.soup import average_states, make_soup
 
@@ -89,6 +96,42 @@ def test_refining_brings_raw_features_nearer_and_is_the_same_again(tmp_path: Pat
     with pytest.raises(DataError, match="40 pairs do not fill one batch of 64; set batch=40"):
         refine(tmp_path / "bundle", tmp_path / "shards", tmp_path / "three", RefineConfig(batch=64))
     assert not (tmp_path / "three").exists()
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(BundleError, match="taken: exists and is not a bundle"):
+        refine(tmp_path / "gone", tmp_path / "shards", tmp_path / "taken", config)
+    with pytest.raises(BundleError, match="taken: exists and is not a bundle"):
+        make_soup([tmp_path / "gone"] * 2, tmp_path / "taken", alpha=None, shards=[])
+
+
+def train_sharded(world: World, tree: dict[str, Any]) -> None:
+    config = validate_config(TrainConfig, tree, source="test")
+    train(config, world=world, console=Console(quiet=True), resume=False)
+
+
+@pytest.mark.distributed
+def test_checkpoints_in_several_shards_are_averaged_and_refined(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "shards", 32)
+    tree = {
+        "name": "run", "output": str(tmp_path), "steps": 2, "global_batch": 8,
+        "image": {"size": 32}, "tokenizer": {"context_length": 8},
+        "data": {"shards": str(tmp_path / "shards")}, "model": TINY_MODEL,
+        "loss": [{"type": "clip"}], "optim": {"type": "lion", "lr": 1e-3},
+        "engine": {"type": "fsdp", "precision": "fp32"}, "ema_decay": None, "checkpoint_every": 1,
+    }  # fmt: skip
+    run_ranks(2, train_sharded, tree)
+    first, last = sorted((tmp_path / "run/checkpoints").glob("step-*"))
+    assert len(list(last.glob("model-*.safetensors"))) == 2
+    make_soup([first, last], tmp_path / "mean", alpha=None, shards=[])
+    parts = [load_origin(p).bundle.model.state_dict() for p in (first, last, tmp_path / "run")]
+    mean = load_bundle(tmp_path / "mean").model.state_dict()
+    moved = [name for name in mean if not torch.equal(parts[0][name], parts[1][name])]
+    assert len(moved) > 10
+    for name, tensor in mean.items():
+        assert torch.equal(parts[1][name], parts[2][name]), name
+        if tensor.is_floating_point():
+            assert torch.allclose(tensor, (parts[0][name] + parts[1][name]) / 2, atol=1e-6), name
+    refined = refine(first, tmp_path / "shards", tmp_path / "refined", RefineConfig(batch=16))
+    assert refined.provenance["refined_from"] == load_origin(first).bundle.info.fingerprint
 
 
 def test_the_verb_says_what_is_wrong_with_its_settings(tmp_path: Path) -> None:

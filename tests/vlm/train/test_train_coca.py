@@ -17,6 +17,8 @@ from tests.support import TINY_COCA, drawing, tiny_bundle, write_dataset
 from vlm.config import validate_config
 from vlm.distributed import World
 from vlm.errors import BundleError, ConfigError
+from vlm.evaluation import EvaluationConfig, evaluate_with_evidence, subject_of_bundle
+from vlm.evaluation.tasks.captioning import CaptioningResult
 from vlm.inference import (
     Bundle,
     Captioner,
@@ -28,7 +30,7 @@ from vlm.inference import (
     save_bundle,
 )
 from vlm.models import CoCa, CocaConfig
-from vlm.preprocess import ImageConfig, TokenizerConfig
+from vlm.preprocess import ImageConfig, TokenizerConfig, decode_image
 from vlm.train import TrainConfig, train
 from vlm.train.export import export_run
 
@@ -82,6 +84,25 @@ def test_a_coca_learns_to_name_colour_and_shape_of_drawings(tmp_path: Path) -> N
     export_run(config.run_folder, tmp_path / "b", console=Console(quiet=True))
     captions = Captioner.load(tmp_path / "b").caption(PICTURES)
     assert captions == ["a red circle", "a red square", "a blue circle", "a blue square"]
+
+
+def test_what_a_trained_coca_writes_is_scored(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    run(config)
+    export_run(config.run_folder, tmp_path / "b", console=Console(quiet=True))
+    bundle = load_bundle(tmp_path / "b")
+    tree = {
+        "datasets": {"d": {"type": "shards", "location": str(tmp_path / "shards")}},
+        "tasks": [{"type": "captioning", "data": "d", "max_images": 3}],
+    }
+    settings = validate_config(EvaluationConfig, tree, source="test")
+    with evaluate_with_evidence(subject_of_bundle(bundle), settings) as (found, evidence):
+        result = found.results["captioning/d"]
+        assert isinstance(result, CaptioningResult)
+        images = [decode_image(evidence.datasets["d"].source.item(row).image) for row in range(3)]
+    assert (result.images, len(result.best)) == (3, 3)
+    by_row = [example.written for example in sorted(result.best, key=lambda e: e.row)]
+    assert by_row == Captioner(bundle).caption(images)
 
 
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:

@@ -106,9 +106,17 @@ def _item(row: _Row, names: list[str] | None) -> Item:
     with row.shard.open("rb") as file:
         file.seek(row.image[0])
         image = file.read(row.image[1])
-    text = row.note.decode("utf-8").strip()
+    try:
+        text = row.note.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise bad_sample(
+            str(row.shard), row.key, f"has a text that is no UTF-8 ({error})"
+        ) from error
     if names is None:
-        return Item(key=row.key, image=image, texts=tuple(text.splitlines()))
+        captions = tuple(line.strip() for line in text.split("\n"))
+        if not all(captions):
+            raise bad_sample(str(row.shard), row.key, f"has an empty caption: {text!r}")
+        return Item(key=row.key, image=image, texts=captions)
     if not text.isdecimal() or int(text) >= len(names):
         raise bad_sample(
             str(row.shard), row.key, f"has label {text!r}, allowed are 0 to {len(names) - 1}"

@@ -123,7 +123,10 @@ class ZeroShotTask(TaskConfig):
             )
         elif own is not None and field == own.class_field:
             names = list(own.names)
-        labels = data.groups(field) if names is None else _numbered(data, field, names)
+        if names is None:
+            labels = data.groups(field)
+        else:
+            labels = _numbered(data, field, names, is_number=bool(own and field == own.class_field))
         first: list[int | None] = [None] * (len(names) if names else int(labels.max()) + 1)
         for row, label in reversed(list(enumerate(labels.tolist()))):
             first[label] = row
@@ -263,8 +266,11 @@ def _confusions(
     ]
 
 
-def _numbered(data: EmbeddedDataset, field: str, names: list[str]) -> Int64[Tensor, " sample"]:
-    known = {name: number for number, name in enumerate(names)}
+def _numbered(
+    data: EmbeddedDataset, field: str, names: list[str], *, is_number: bool
+) -> Int64[Tensor, " sample"]:
+    """The class of each sample. A dataset's own field holds numbers, whatever names look like."""
+    known = {} if is_number else {name: number for number, name in enumerate(names)}
     known |= {str(number): number for number in range(len(names)) if str(number) not in known}
     values = data.values(field)
     for key, value in zip(data.keys, values, strict=True):
@@ -280,6 +286,8 @@ def _numbered(data: EmbeddedDataset, field: str, names: list[str]) -> Int64[Tens
 
 def _tags(data: EmbeddedDataset, row: int | None) -> str:
     tags = data.metadata[row].get("tags") if row is not None else None
+    if isinstance(tags, str):  # a column of a table
+        return tags
     return ", ".join(str(tag) for tag in (tags or [])[:_MAX_TAGS])
 
 

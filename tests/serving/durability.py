@@ -1,0 +1,136 @@
+"""Killing a process that writes, and asking what is left: nothing acknowledged may be lost.
+
+    python -m tests.serving.durability 100
+
+Each round a process upserts, removes and moves items of one collection, tells each step before and
+after it, and is killed (SIGKILL) at a random moment. What it acknowledged must be there, and of the
+step it was in the middle of all or nothing.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from serving.services.migration import move, verify
+from serving.stores import EmbeddedStore, Item, parse_filter
+
+__all__ = ["survives"]
+
+DIM = 8
+BATCH = 5
+State = dict[str, int]
+"""By id the number of the step that wrote it."""
+
+
+def survives(folder: Path, rounds: int, *, seed: int = 0, longest: float = 0.6) -> int:
+    """Kill a writer again and again; returns how many of its steps were acknowledged.
+
+    Raises:
+        AssertionError: If something acknowledged is gone, or half of a step is seen.
+    """
+    rng = random.Random(seed)
+    expected: State = {}
+    acknowledged = first = 0
+    for number in range(rounds):
+        begun, done = _killed(folder, seed=seed + number, first=first, rng=rng, longest=longest)
+        before = dict(expected)
+        for step in done:
+            _apply(before, step)
+        after = dict(before)
+        for step in begun[len(done) :]:  # at most the one that was going on
+            _apply(after, step)
+        expected = _state(folder)
+        assert expected in (before, after), f"round {number}: a step was lost or half done"
+        acknowledged += len(done)
+        first += len(begun)
+    source, target = (opened(folder / name) for name in ("items", "copy"))
+    move(source, target)
+    verify(source, target)
+    return acknowledged
+
+
+def opened(folder: Path) -> EmbeddedStore:
+    return EmbeddedStore(folder, fingerprint="d" * 64, dim=DIM)
+
+
+def write(folder: Path, seed: int, first: int) -> None:
+    """What the process does until it is killed."""
+    rng = random.Random(seed)
+    store, copy = opened(folder / "items"), opened(folder / "copy")
+    for number in range(first, first + 10_000):
+        kind = rng.choice(["upsert", "upsert", "upsert", "delete", "filter", "move", "optimize"])
+        step = {"kind": kind, "number": number, "slot": rng.randrange(8)}
+        sys.stdout.write("begin " + json.dumps(step) + "\n")
+        sys.stdout.flush()
+        _do(store, copy, step)
+        sys.stdout.write("done\n")
+        sys.stdout.flush()
+
+
+def _do(store: EmbeddedStore, copy: EmbeddedStore, step: dict[str, object]) -> None:
+    kind, number, slot = step["kind"], int(str(step["number"])), int(str(step["slot"]))
+    if kind == "upsert":
+        row = np.eye(DIM, dtype=np.float32)[number % DIM]
+        metadata = {"step": number, "slot": slot}
+        store.upsert([Item(id=i, vector=row, metadata=metadata) for i in _ids(slot)])
+    elif kind == "delete":
+        store.delete(_ids(slot))
+    elif kind == "filter":
+        store.delete_where(parse_filter({"slot": slot}))
+    elif kind == "move":
+        move(store, copy)
+    else:
+        store.optimize()
+
+
+def _apply(state: State, step: dict[str, object]) -> None:
+    slot = int(str(step["slot"]))
+    if step["kind"] == "upsert":
+        state.update(dict.fromkeys(_ids(slot), int(str(step["number"]))))
+    elif step["kind"] in ("delete", "filter"):
+        for item_id in _ids(slot):
+            state.pop(item_id, None)
+
+
+def _ids(slot: int) -> list[str]:
+    return [f"{slot}-{n}" for n in range(BATCH)]
+
+
+def _state(folder: Path) -> State:
+    items = opened(folder / "items").scan(1000)
+    return {item.id: item.metadata["step"] for item in items}
+
+
+def _killed(
+    folder: Path, *, seed: int, first: int, rng: random.Random, longest: float
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """The steps that one writer began, and those of them that it acknowledged."""
+    command = [sys.executable, "-m", "tests.serving.durability", str(folder), str(seed), str(first)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = [process.stdout.readline()]  # it has begun
+    time.sleep(rng.uniform(0, longest))
+    process.kill()
+    lines += process.stdout.read().splitlines()
+    process.stdout.close()
+    process.wait()
+    begun = [json.loads(line[6:]) for line in lines if line.startswith("begin ") and "}" in line]
+    return begun, begun[: sum(line.strip() == "done" for line in lines)]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        write(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            count = int(sys.argv[1])
+            steps = survives(Path(name), count)
+            sys.stdout.write(
+                f"{count} kills, {steps} acknowledged steps: none lost, none half done\n"
+            )
