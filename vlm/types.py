@@ -24,6 +24,7 @@ from torch import Tensor
 
 __all__ = [
     "IGNORED_TOKEN",
+    "WHOLE",
     "Batch",
     "CaptionRows",
     "CaptionSum",
@@ -31,6 +32,7 @@ __all__ = [
     "Features",
     "LossOutput",
     "Memory",
+    "RowShare",
     "Tokenize",
 ]
 
@@ -90,6 +92,38 @@ class CaptionSum:
     """How many were to be told; no gradient."""
 
 
+def _alone(values: Tensor) -> Tensor:
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowShare:
+    """Which rows of a matrix of pairs this process reduces, of several that hold the same features.
+
+    Each of W processes reduces its rows against all columns, `total` and `largest` join the parts,
+    and all go on with the same whole result. Backwards, each adds up the gradients that all bring
+    for that result, W times the true one, and sends them through its own rows: what a process hands
+    back differs from another's, and the mean of all is the true gradient. That is what processes
+    which compute the same loss W times over have too, so shared and repeated work may be mixed in
+    one graph, in any order.
+    """
+
+    index: int = 0
+    count: int = 1
+    total: Callable[[Tensor], Tensor] = _alone
+    """The sum over processes; backwards too, it sums."""
+    largest: Callable[[Tensor], Tensor] = _alone
+    """The maximum over processes, element by element, without gradient."""
+
+    def own(self, length: int) -> slice:
+        """This process's part of so many rows; parts differ by one row at most."""
+        return slice(self.index * length // self.count, (self.index + 1) * length // self.count)
+
+
+WHOLE: Final = RowShare()
+"""All rows, in a process that works alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Features:
     """The global batch as loss terms see it: gathered, float32, in rank order."""
@@ -105,6 +139,8 @@ class Features:
     """Unit rows of a frozen teacher, where the run has one; no gradient."""
     teacher_text: Float[Tensor, "global_batch teacher_dim"] | None = None
     teacher_logit_scale: Float[Tensor, "1"] | None = None
+    share: RowShare = WHOLE
+    """The rows that this process reduces against all; every process has all features."""
 
     def require_teacher(
         self, term: str

@@ -27,9 +27,6 @@ def train(
     samples: Annotated[float, typer.Option(help="Of the run, in billions.")] = 12.8,
     teraflops: Annotated[float, typer.Option(help="A GPU's, as far as it is used.")] = 200.0,
     loss_teraflops: Annotated[float, typer.Option(help="The same in float32.")] = 40.0,
-    shared_loss: Annotated[
-        bool, typer.Option(help="As if each rank reduced its own rows of logits alone.")
-    ] = False,
     network: Annotated[float, typer.Option(help="Of a node, in GB/s.")] = 50.0,
     storage: Annotated[float, typer.Option(help="Writes of one rank, in GB/s.")] = 1.0,
     sample_kb: Annotated[float, typer.Option(help="A sample in a shard, in kB.")] = 30.0,
@@ -52,8 +49,7 @@ def train(
         )
         # A ring leaves each node once; inside a node, links are not what limits.
         communicating = traffic / (network * 1e9) if gpus > _NODE else 0.0
-        losing = formulas.loss_flops(batch, dim) / (loss_teraflops * 1e12)
-        losing /= gpus if shared_loss else 1
+        losing = formulas.loss_flops(batch, dim, ranks=gpus) / (loss_teraflops * 1e12)
         step = micro_batch * gflops * 1e9 / (teraflops * 1e12) + losing + communicating
         times = Checkpointing(
             save=saved / (storage * 1e9),

@@ -19,6 +19,7 @@ __all__ = [
     "gather_traffic",
     "goodput",
     "gradient_bytes",
+    "joined_bytes",
     "loss_flops",
     "loss_memory",
     "mean_seconds_between_failures",
@@ -50,13 +51,23 @@ def feature_bytes(global_batch: int, dim: int, *, ranks: int) -> int:
 
 
 def gather_traffic(global_batch: int, dim: int, *, ranks: int) -> float:
-    """Bytes that each rank sends for the loss, as the engine does it.
+    """Bytes that each rank sends for a loss of one contrastive term, as the engine does it.
 
     Forward an all-gather in a ring, in which its own part and those of W - 2 others pass through
-    it; backward an all-reduce of the gradients of all rows.
+    it; backward an all-reduce of the gradients of all rows; and what joins the parts of the loss.
     """
     forward = (ranks - 1) * feature_bytes(global_batch, dim, ranks=ranks)
-    return forward + ring_traffic(2 * _FLOAT * global_batch * dim, ranks)
+    reduced = 2 * _FLOAT * global_batch * dim + joined_bytes(global_batch)
+    return forward + ring_traffic(reduced, ranks)
+
+
+def joined_bytes(global_batch: int) -> int:
+    """Payload of the all-reduces that join what ranks found in their rows, for one term.
+
+    Forward a maximum and a sum for each row and column, backward a gradient of each; and one
+    figure for the log.
+    """
+    return _FLOAT * (3 * 2 * global_batch + 1)
 
 
 def ring_loss_traffic(global_batch: int, dim: int, *, ranks: int) -> float:
@@ -77,12 +88,12 @@ def loss_memory(global_batch: int, dim: int, *, tile: int = 4096) -> int:
     return _FLOAT * (2 * 2 * global_batch * dim + 2 * 2 * global_batch + 3 * side * side)
 
 
-def loss_flops(global_batch: int, dim: int) -> float:
-    """Operations of one contrastive term on each rank: every rank reduces all B x B logits.
+def loss_flops(global_batch: int, dim: int, *, ranks: int) -> float:
+    """Operations of one contrastive term on each rank, which reduces B / W rows of logits.
 
     A product forward; backward the product again and two more for the gradients.
     """
-    return 4 * 2.0 * global_batch**2 * dim
+    return 4 * 2.0 * global_batch**2 / ranks * dim
 
 
 def checkpoint_bytes(parameters: int, *, moments: int, ema: bool) -> int:

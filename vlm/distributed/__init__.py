@@ -5,6 +5,7 @@ from vlm.distributed.collectives import (
     barrier,
     gather_rows,
     gather_rows_with_gradient,
+    max_over_ranks,
     sum_over_ranks,
     sum_with_gradient,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "gather_rows",
     "gather_rows_with_gradient",
     "gather_uneven_rows",
+    "max_over_ranks",
     "piece_of",
     "set_gradient_synchronisation",
     "shard",

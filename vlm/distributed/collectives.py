@@ -16,6 +16,7 @@ __all__ = [
     "barrier",
     "gather_rows",
     "gather_rows_with_gradient",
+    "max_over_ranks",
     "sum_over_ranks",
     "sum_with_gradient",
 ]
@@ -39,7 +40,8 @@ def gather_rows_with_gradient(rows: Tensor, world: World) -> Tensor:
 
     The backward pass sums the gradients that all ranks hold for a row. When every rank computes
     the same global loss, that sum is W times the true gradient, and the mean over ranks that data
-    parallelism takes afterwards divides it by W again: parameter gradients are exact.
+    parallelism takes afterwards divides it by W again: parameter gradients are exact. So they are
+    when ranks share the work, each with W times its part of the gradient (`vlm.types.RowShare`).
     """
     if world.size == 1:
         return rows
@@ -70,6 +72,16 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
     with _counted(world):
         dist.all_reduce(total)
     return total
+
+
+def max_over_ranks(values: Tensor, world: World) -> Tensor:
+    """The largest of each element over all ranks, without gradient; all ranks get the same."""
+    if world.size == 1:
+        return values
+    largest = values.detach().clone()
+    with _counted(world):
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
 
 
 def sum_with_gradient(values: Tensor, world: World) -> Tensor:

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vlm.losses.precision import full_precision
 from vlm.losses.statistics import Statistics
-from vlm.losses.tiled import full_precision
 from vlm.losses.weights import WeightedTerm
 from vlm.types import IGNORED_TOKEN, CaptionRows, CaptionSum, Features
 

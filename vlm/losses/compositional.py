@@ -25,7 +25,9 @@ from torch import Tensor
 
 from vlm.losses.averages import softmax_average
 from vlm.losses.pairs import Pairs, num_left_out
-from vlm.losses.tiled import full_precision, log_sum_exp, log_sum_exp_both_ways
+from vlm.losses.precision import full_precision
+from vlm.losses.tiled import log_sum_exp, log_sum_exp_both_ways
+from vlm.types import WHOLE, RowShare
 
 __all__ = [
     "Followed",
@@ -59,6 +61,7 @@ def global_contrastive_loss(
     pairs: Pairs,
     rho: float | None = None,
     epsilon: float = 1e-14,
+    share: RowShare = WHOLE,
 ) -> Followed:
     """The loss with one temperature for all samples, 1 / `logit_scale`.
 
@@ -73,16 +76,17 @@ def global_contrastive_loss(
         rho: Pull towards a smaller temperature; with it the temperature learns from
             tau (mean ln u + rho). None leaves the temperature without gradient.
         epsilon: Added to u where it divides.
+        share: The rows that are reduced here, where other processes reduce the others.
 
     Source: SogCLR (arXiv:2202.12387) without rho, half of its sum of both sides; with rho
     FastCLIP-v3, RGCL-g of arXiv:2407.01445. The temperature is the logit scale's inverse and is
     moved by the run's optimizer, not by one of its own.
     """
     scale = logit_scale if rho is not None else logit_scale.detach()
-    by_row, by_column = log_sum_exp_both_ways(image, text, scale, pairs=pairs)
+    by_row, by_column = log_sum_exp_both_ways(image, text, scale, pairs=pairs, share=share)
     image, text = full_precision(image), full_precision(text)
     match = scale * (image * text).sum(dim=1)
-    log_counts = _log_counts(pairs, image)
+    log_counts = _log_counts(pairs, image, share)
     tau = 1 / scale[0]
     gradient = value = image.new_zeros(())
     after = []
@@ -131,6 +135,7 @@ def individual_contrastive_loss(
     rho: float,
     rule: TemperatureRule,
     epsilon: float = 1e-14,
+    share: RowShare = WHOLE,
 ) -> tuple[Float[Tensor, ""], Side, Side]:
     """The loss with a temperature for each image and each caption, which move here.
 
@@ -141,11 +146,11 @@ def individual_contrastive_loss(
     """
     total = full_precision(image).new_zeros(())
     after = []
-    log_counts = _log_counts(pairs, image)
+    log_counts = _log_counts(pairs, image, share)
     one = total.new_ones(1)
     for near, far, side in ((image, text, of_images), (text, image, of_texts)):
         scaled = full_precision(near) / side.temperature[:, None]
-        log_sums = log_sum_exp(scaled, far, one, pairs=pairs)
+        log_sums = log_sum_exp(scaled, far, one, pairs=pairs, share=share)
         match = (scaled * full_precision(far)).sum(dim=1)
         log_g = _where_seen(log_sums, log_sums - match - log_counts)
         log_u = _follow(side.log_average, log_g, gamma)
@@ -153,8 +158,8 @@ def individual_contrastive_loss(
         gradient = (side.temperature * shares * _zeroed(log_g)).mean()
         value = (side.temperature * (_zeroed(log_u) + rho)).mean()
         total = total + 0.5 * (gradient - (gradient - value).detach())
-        mean_logits = softmax_average(scaled, far, one, far[:, :0], pairs=pairs).logits
-        push = shares * (mean_logits - match.detach())
+        averages = softmax_average(scaled, far, one, far[:, :0], pairs=pairs, share=share)
+        push = shares * (averages.logits - match.detach())
         after.append(_cooled(side, log_g, log_u, push, rho=rho, rule=rule, epsilon=epsilon))
     return total, after[0], after[1]
 
@@ -182,9 +187,9 @@ def _cooled(
     )
 
 
-def _log_counts(pairs: Pairs, rows: Tensor) -> Rows:
+def _log_counts(pairs: Pairs, rows: Tensor, share: RowShare) -> Rows:
     """Logarithm of the number of negatives of each row, 0 where there is none."""
-    left_out = num_left_out(pairs, len(rows), len(rows), rows.device)
+    left_out = num_left_out(pairs, len(rows), len(rows), rows.device, share=share)
     counts = (len(rows) - left_out).clamp(min=1)
     return counts.to(full_precision(rows[:0]).dtype).log()
 

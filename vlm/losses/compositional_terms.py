@@ -129,6 +129,7 @@ class IsogclrTerm(CompositionalTerm):
             rho=self.rho,
             rule=TemperatureRule(rate=self.temperature_rate, lowest=self.lowest_temperature),
             epsilon=self.epsilon,
+            share=features.share,
         )
         kept = {}
         for name, side in zip(("image", "text"), after, strict=True):
@@ -162,6 +163,7 @@ def _with_one_temperature(
         pairs=term.pairs(features),
         rho=rho,
         epsilon=term.epsilon,
+        share=features.share,
     )
     statistics = contrastive_statistics(features, term.similar(features))
     return Remembered(value, statistics, {"log_image": log_image, "log_text": log_text})

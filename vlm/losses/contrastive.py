@@ -6,7 +6,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.losses.pairs import Pairs, Similar, group_sizes, group_sums
-from vlm.losses.tiled import full_precision, log_sum_exp_both_ways
+from vlm.losses.precision import full_precision
+from vlm.losses.tiled import log_sum_exp_both_ways
+from vlm.types import WHOLE, RowShare
 
 __all__ = ["SameGroup", "clip_loss", "contrastive_pairs", "positive_similarity"]
 
@@ -22,6 +24,7 @@ def clip_loss(
     same_group: SameGroup = "positive",
     similar: tuple[Similar, ...] = (),
     label_smoothing: float = 0.0,
+    share: RowShare = WHOLE,
 ) -> Float[Tensor, ""]:
     r"""Symmetric InfoNCE over all pairs of the global batch.
 
@@ -40,6 +43,7 @@ def clip_loss(
             of one group; the false-negative mask of MultiCSR.
         label_smoothing: Share of the target spread evenly over all columns, in [0, 1); 0.1 in
             ALIGN (arXiv:2102.05918). Masked columns take no share.
+        share: The rows that are reduced here, where other processes reduce the others.
 
     Returns:
         A scalar, at least 0 up to rounding.
@@ -54,7 +58,7 @@ def clip_loss(
         raise ValueError(message)
     pairs = contrastive_pairs(group_ids, same_group, similar)
     masked = group_ids if same_group == "mask" else None
-    by_row, by_column = log_sum_exp_both_ways(image, text, logit_scale, pairs=pairs)
+    by_row, by_column = log_sum_exp_both_ways(image, text, logit_scale, pairs=pairs, share=share)
     image, text = full_precision(image), full_precision(text)
     group_ids = group_ids if same_group == "positive" else None
     # Targets are linear in the logits, so cosines are averaged first and scaled once.

@@ -6,7 +6,9 @@ from torch import Tensor
 
 from vlm.losses.contrastive import SameGroup, positive_similarity
 from vlm.losses.pairs import Similar, group_sizes, negative_pairs
-from vlm.losses.tiled import full_precision, log_sum_exp_both_ways
+from vlm.losses.precision import full_precision
+from vlm.losses.tiled import log_sum_exp_both_ways
+from vlm.types import WHOLE, RowShare
 
 __all__ = ["dcl_loss"]
 
@@ -20,6 +22,7 @@ def dcl_loss(
     same_group: SameGroup = "positive",
     similar: tuple[Similar, ...] = (),
     weight_sigma: float | None = None,
+    share: RowShare = WHOLE,
 ) -> Float[Tensor, ""]:
     r"""InfoNCE whose denominator holds negatives alone; its gain is at small batches.
 
@@ -41,6 +44,7 @@ def dcl_loss(
         weight_sigma: The von Mises-Fisher weighting of DCLW, 0.5 in the paper: a constant
             w_i = 2 - B softmax_i(c_ii / sigma), larger for pairs that are still far apart. None is
             plain DCL, w_i = 1.
+        share: The rows that are reduced here, where other processes reduce the others.
 
     Raises:
         ValueError: If a row has no negative.
@@ -53,7 +57,7 @@ def dcl_loss(
         message = f"a row has no negative: {len(image)} rows, all of one group"
         raise ValueError(message)
     pairs = negative_pairs(groups, similar)
-    by_row, by_column = log_sum_exp_both_ways(image, text, logit_scale, pairs=pairs)
+    by_row, by_column = log_sum_exp_both_ways(image, text, logit_scale, pairs=pairs, share=share)
     if similar:
         by_row = by_row.masked_fill(by_row == -torch.inf, 0.0)
         by_column = by_column.masked_fill(by_column == -torch.inf, 0.0)

@@ -1,8 +1,8 @@
 """Terms that shape the geometry of the two modalities on the sphere.
 
 For unit rows the squared distance is 2 - 2 cos, so each Gaussian potential is a log-sum-exp over
-cosines, on the tiled core. All of these belong on the gathered global batch: the logarithm of a
-mean does not split into parts of ranks, and small batches bias it.
+cosines, on the tiled core. All of these belong on the gathered global batch: small batches bias
+the logarithm of a mean.
 """
 
 import math
@@ -13,7 +13,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.losses.pairs import group_sizes, negative_pairs
-from vlm.losses.tiled import full_precision, log_sum_exp
+from vlm.losses.precision import full_precision
+from vlm.losses.tiled import log_sum_exp
+from vlm.types import WHOLE, RowShare
 
 __all__ = ["alignment", "centroid_uniformity", "cross_uniformity", "uniformity"]
 
@@ -36,6 +38,7 @@ def uniformity(
     *,
     t: float = 2.0,
     group_ids: Int64[Tensor, " batch"] | None = None,
+    share: RowShare = WHOLE,
 ) -> Float[Tensor, ""]:
     r"""Log of the mean Gaussian potential over pairs of rows; lower is more spread out.
 
@@ -45,6 +48,7 @@ def uniformity(
         z: Unit rows of one modality.
         t: Sharpness of the potential; the paper uses 2.
         group_ids: Pairs within a group are left out; none leaves out the diagonal alone.
+        share: The rows that are reduced here, where other processes reduce the others.
 
     Returns:
         A scalar in [-4t, 0]; 0 when all rows coincide. Points even on the sphere of dimension d
@@ -55,7 +59,7 @@ def uniformity(
 
     Source: L_uniform of Wang & Isola 2020 (arXiv:2005.10242).
     """
-    value = _log_mean_potential(z, z.detach(), t, group_ids)
+    value = _log_mean_potential(z, z.detach(), t, group_ids, share)
     # The potential is symmetric, so a row's gradient as a column equals that as a row: twice the
     # one, with the value unchanged, saves a third of the backward pass.
     return 2 * value - value.detach()
@@ -67,6 +71,7 @@ def cross_uniformity(
     *,
     t: float = 2.0,
     group_ids: Int64[Tensor, " batch"] | None = None,
+    share: RowShare = WHOLE,
 ) -> Float[Tensor, ""]:
     r"""Uniformity between the modalities: over images and captions that do not match.
 
@@ -76,7 +81,7 @@ def cross_uniformity(
 
     Source: L_XU of Fahim et al. 2024 (arXiv:2405.18570).
     """
-    return _log_mean_potential(image, text, t, group_ids)
+    return _log_mean_potential(image, text, t, group_ids, share)
 
 
 def centroid_uniformity(
@@ -85,13 +90,14 @@ def centroid_uniformity(
     *,
     t: float = 2.0,
     group_ids: Int64[Tensor, " batch"] | None = None,
+    share: RowShare = WHOLE,
 ) -> Float[Tensor, ""]:
     """Uniformity of the normalised midpoints of matching rows; else as `uniformity`.
 
     Source: the centroid term of ModGap (ICLR 2026), which drops the factor between modalities.
     """
     midpoints = F.normalize(full_precision(image) + full_precision(text), dim=1)
-    return uniformity(midpoints, t=t, group_ids=group_ids)
+    return uniformity(midpoints, t=t, group_ids=group_ids, share=share)
 
 
 def _log_mean_potential(
@@ -99,6 +105,7 @@ def _log_mean_potential(
     right: Float[Tensor, "batch dim"],
     t: float,
     group_ids: Int64[Tensor, " batch"] | None,
+    share: RowShare,
 ) -> Float[Tensor, ""]:
     num_left_out = len(left) if group_ids is None else int(group_sizes(group_ids).sum())
     num_pairs = len(left) ** 2 - num_left_out
@@ -107,5 +114,5 @@ def _log_mean_potential(
         raise ValueError(message)
     # -t times the squared distance is 2t (cos - 1).
     scale = full_precision(left[:0]).new_full((1,), 2 * t)
-    by_row = log_sum_exp(left, right, scale, pairs=negative_pairs(group_ids))
+    by_row = log_sum_exp(left, right, scale, pairs=negative_pairs(group_ids), share=share)
     return torch.logsumexp(by_row, dim=0) - 2 * t - math.log(num_pairs)

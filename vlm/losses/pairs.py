@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from vlm.types import WHOLE, RowShare
+
 __all__ = ["Pairs", "Similar", "group_sizes", "group_sums", "negative_pairs", "num_left_out"]
 
 
@@ -93,17 +95,24 @@ def negative_pairs(
 
 
 def num_left_out(
-    pairs: Pairs, num_rows: int, num_columns: int, device: torch.device, *, tile: int = 1024
+    pairs: Pairs,
+    num_rows: int,
+    num_columns: int,
+    device: torch.device,
+    *,
+    share: RowShare = WHOLE,
+    tile: int = 1024,
 ) -> Int64[Tensor, " batch"]:
     """For each row, how many columns it is not paired with."""
     counts = torch.zeros(num_rows, dtype=torch.int64, device=device)
-    for row in range(0, num_rows, tile):
-        rows = slice(row, min(row + tile, num_rows))
+    own = share.own(num_rows)
+    for row in range(own.start, own.stop, tile):
+        rows = slice(row, min(row + tile, own.stop))
         for column in range(0, num_columns, tile):
             mask = pairs.mask(rows, slice(column, min(column + tile, num_columns)), device)
             if mask is not None:
                 counts[rows] += mask.sum(dim=1)
-    return counts
+    return share.total(counts)
 
 
 def group_sizes(group_ids: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:

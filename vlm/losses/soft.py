@@ -12,7 +12,9 @@ from torch import Tensor
 
 from vlm.losses.averages import softmax_average
 from vlm.losses.pairs import Pairs
-from vlm.losses.tiled import full_precision, log_sum_exp_both_ways
+from vlm.losses.precision import full_precision
+from vlm.losses.tiled import log_sum_exp_both_ways
+from vlm.types import WHOLE, RowShare
 
 __all__ = ["SoftTarget", "soft_target_loss"]
 
@@ -39,6 +41,7 @@ def soft_target_loss(
     for_images: SoftTarget,
     for_texts: SoftTarget,
     soft_fraction: float = 1.0,
+    share: RowShare = WHOLE,
 ) -> Float[Tensor, ""]:
     r"""Divergence of the softmax over captions from a soft target, and of that over images.
 
@@ -55,6 +58,7 @@ def soft_target_loss(
         for_images: q of the rows: one row an image, one column a caption.
         for_texts: q of the columns: one row a caption, one column an image.
         soft_fraction: The share a of q in the target, in [0, 1]; the rest is the row's own match.
+        share: The rows that are reduced here, where other processes reduce the others.
 
     Returns:
         A scalar, at least 0 up to rounding.
@@ -62,13 +66,16 @@ def soft_target_loss(
     Source: in-modal similarities as targets are those of SoftCLIP (arXiv:2303.17561); a teacher's
     cross-modal ones are CLIP distillation, and with a = 0.5 HyCD of CLIP-Refine (arXiv:2504.12717).
     """
-    by_row, by_column = log_sum_exp_both_ways(image, text, logit_scale, pairs=Pairs())
+    by_row, by_column = log_sum_exp_both_ways(image, text, logit_scale, pairs=Pairs(), share=share)
     image, text = full_precision(image), full_precision(text)
     total = by_row.mean() + by_column.mean()
     for near, far, target in ((image, text, for_images), (text, image, for_texts)):
-        average = softmax_average(target.rows, target.columns, target.scale, far, pairs=Pairs())
-        expected = (1 - soft_fraction) * far + soft_fraction * average.values
-        total = total - logit_scale[0] * (near * expected).sum(dim=1).mean()
+        average = softmax_average(
+            target.rows, target.columns, target.scale, far, pairs=Pairs(), share=share
+        )
+        to_match, to_others = (near * far).sum(dim=1), (near * average.values).sum(dim=1)
+        expected = (1 - soft_fraction) * to_match + soft_fraction * share.total(to_others)
+        total = total - logit_scale[0] * expected.mean()
         entropies = _entropies(target, average.logits, average.log_sum_exp, soft_fraction)
         total = total - entropies.mean()
     return 0.5 * total

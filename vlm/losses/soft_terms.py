@@ -42,6 +42,7 @@ class SoftClipTerm(WeightedTerm):
             for_images=of_texts if self.similarity == "text" else of_images,
             for_texts=of_images if self.similarity == "image" else of_texts,
             soft_fraction=self.soft_fraction,
+            share=features.share,
         )
         return value, contrastive_statistics(features)
 
@@ -70,5 +71,6 @@ class DistillationTerm(WeightedTerm):
             for_images=SoftTarget(rows=image, columns=text, scale=scale),
             for_texts=SoftTarget(rows=text, columns=image, scale=scale),
             soft_fraction=self.soft_fraction,
+            share=features.share,
         )
         return value, contrastive_statistics(features)

@@ -36,7 +36,7 @@ def contrastive_statistics(features: Features, similar: tuple[Similar, ...] = ()
     if similar:
         groups = features.group_ids
         pairs = Pairs(similar=similar, row_groups=groups, column_groups=groups)
-        masked = num_left_out(pairs, num_rows, num_rows, groups.device).sum()
+        masked = num_left_out(pairs, num_rows, num_rows, groups.device, share=features.share).sum()
         statistics["masked_fraction"] = masked / off_diagonal
     if int(sizes.max()) <= num_rows - 2:
         # A sum of cosines is the dot product of two sums: no pair of rows has to be formed.
@@ -57,9 +57,12 @@ def _negative_entropy(features: Features) -> Float[Tensor, ""]:
     """
     stride = -(-len(features.image) // _MAX_ANCHORS)
     image, group_ids = features.image[::stride], features.group_ids[::stride]
-    same = group_ids[:, None] == features.group_ids[None, :]  # [anchors global_batch]
+    num_anchors = len(image)
+    own = features.share.own(num_anchors)
+    image, group_ids = image[own], group_ids[own]
+    same = group_ids[:, None] == features.group_ids[None, :]  # [own_anchors global_batch]
     logits = (features.logit_scale * image) @ features.text.T
     shares = logits.masked_fill(same, -torch.inf).softmax(dim=1)
     largest = (~same).sum(dim=1).log()
     entropy = torch.special.entr(shares).sum(dim=1) / largest
-    return entropy.mean().clamp(0.0, 1.0)
+    return (features.share.total(entropy.sum()) / num_anchors).clamp(0.0, 1.0)

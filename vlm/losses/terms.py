@@ -13,8 +13,13 @@ from vlm.losses.consistency import cyclic_consistency
 from vlm.losses.contrastive import clip_loss
 from vlm.losses.contrastive_term import ContrastiveTerm
 from vlm.losses.decoupled import dcl_loss
-from vlm.losses.gap import alignment, centroid_uniformity, cross_uniformity, uniformity
-from vlm.losses.guard import GapGuard, held_weight
+from vlm.losses.gap_terms import (
+    AlignmentTerm,
+    CentroidUniformityTerm,
+    CrossUniformityTerm,
+    UniformityTerm,
+)
+from vlm.losses.guard import held_weight
 from vlm.losses.memory import Remembered, RemembersSamples, initial_values
 from vlm.losses.sigmoid import siglip_loss
 from vlm.losses.soft_terms import DistillationTerm, SoftClipTerm
@@ -78,6 +83,7 @@ class ClipTerm(ContrastiveTerm):
             same_group=self.same_group,
             similar=similar,
             label_smoothing=self.label_smoothing,
+            share=features.share,
         )
         return value, contrastive_statistics(features, similar)
 
@@ -100,6 +106,7 @@ class SiglipTerm(ContrastiveTerm):
             group_ids=features.group_ids,
             same_group=self.same_group,
             similar=similar,
+            share=features.share,
         )
         return value, contrastive_statistics(features, similar)
 
@@ -121,60 +128,9 @@ class DclTerm(ContrastiveTerm):
             same_group=self.same_group,
             similar=similar,
             weight_sigma=self.weight_sigma,
+            share=features.share,
         )
         return value, contrastive_statistics(features, similar)
-
-
-class AlignmentTerm(WeightedTerm):
-    """Mean squared distance of pairs; see `alignment`."""
-
-    type: Literal["alignment"] = "alignment"
-    guard: GapGuard | None = None
-    """Stop raising the weight once the modalities are close."""
-
-    def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]:
-        return alignment(features.image, features.text), {}
-
-
-class UniformityTerm(WeightedTerm):
-    """Mean uniformity of the two modalities; see `uniformity`."""
-
-    type: Literal["uniformity"] = "uniformity"
-    t: float = Field(2.0, gt=0)
-
-    def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]:
-        image = uniformity(features.image, t=self.t, group_ids=features.group_ids)
-        text = uniformity(features.text, t=self.t, group_ids=features.group_ids)
-        # What even points on this sphere have, to second order: -2t + 2t^2/d (-4 + 8/d at t = 2).
-        floor = -2 * self.t + 2 * self.t**2 / features.image.shape[1]
-        statistics = {"image_above_floor": image - floor, "text_above_floor": text - floor}
-        return 0.5 * (image + text), statistics
-
-
-class CrossUniformityTerm(WeightedTerm):
-    """Uniformity between the modalities; see `cross_uniformity`."""
-
-    type: Literal["cross_uniformity"] = "cross_uniformity"
-    t: float = Field(2.0, gt=0)
-
-    def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]:
-        value = cross_uniformity(
-            features.image, features.text, t=self.t, group_ids=features.group_ids
-        )
-        return value, {}
-
-
-class CentroidUniformityTerm(WeightedTerm):
-    """Uniformity of the midpoints of pairs; see `centroid_uniformity`."""
-
-    type: Literal["centroid_uniformity"] = "centroid_uniformity"
-    t: float = Field(2.0, gt=0)
-
-    def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]:
-        value = centroid_uniformity(
-            features.image, features.text, t=self.t, group_ids=features.group_ids
-        )
-        return value, {}
 
 
 class CyclipTerm(WeightedTerm):
@@ -185,7 +141,9 @@ class CyclipTerm(WeightedTerm):
     cross_modal: float = Field(0.25, ge=0)
 
     def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]:
-        in_modal, cross_modal = cyclic_consistency(features.image, features.text)
+        in_modal, cross_modal = cyclic_consistency(
+            features.image, features.text, share=features.share
+        )
         value = self.in_modal * in_modal + self.cross_modal * cross_modal
         return value, {"in_modal": in_modal, "cross_modal": cross_modal}
 

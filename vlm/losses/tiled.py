@@ -4,6 +4,10 @@ Rows meet columns tile by tile; each tile is reduced and dropped, and the backwa
 again. For b rows and B columns, autograd keeps the inputs and two numbers a row (and a column,
 where both ways are asked for) instead of b x B logits and their softmax.
 
+Where several processes hold the same features, each reduces its share of the rows against all
+columns, so its work falls as theirs grows in number; results are whole on all of them, for two
+numbers a row and column sent (`vlm.types.RowShare`).
+
 Logits are l_ij = scale * rows_i . columns_j + bias. Whatever is linear in them (positives, label
 smoothing) needs no tile and is written out in the losses. Features may be bfloat16 or float16:
 tiles are computed and summed in float32, or in float64 for float64 features, under autocast too.
@@ -20,11 +24,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vlm.losses.pairs import Pairs
+from vlm.losses.precision import full_precision
+from vlm.losses.running_sums import RunningSums, join
+from vlm.types import WHOLE, RowShare
 
 __all__ = [
     "Block",
     "blocks",
-    "full_precision",
     "log_sum_exp",
     "log_sum_exp_both_ways",
     "softplus_sums",
@@ -41,6 +47,7 @@ def log_sum_exp(
     scale: Float[Tensor, "1"],
     *,
     pairs: Pairs,
+    share: RowShare = WHOLE,
     tile: int | None = None,
 ) -> Float[Tensor, " batch"]:
     """For each row, the log-sum-exp of its logits; -inf for a row that has no pair.
@@ -50,9 +57,11 @@ def log_sum_exp(
         columns: As wide as `rows`.
         scale: The multiplier of dot products.
         pairs: What is left out.
+        share: The rows that are reduced here, where other processes reduce the others.
         tile: Side of a tile; by default what suits the device.
     """
-    by_row, _ = _reduce(_LogSumExp, rows, columns, scale, pairs, False, tile_side(tile, rows))
+    side = tile_side(tile, rows)
+    by_row, _ = _reduce(_LogSumExp, rows, columns, scale, pairs, False, share, side)
     return by_row
 
 
@@ -62,12 +71,12 @@ def log_sum_exp_both_ways(
     scale: Float[Tensor, "1"],
     *,
     pairs: Pairs,
+    share: RowShare = WHOLE,
     tile: int | None = None,
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " global_batch"]]:
     """As `log_sum_exp`, for each row and for each column, from one pass over the tiles."""
-    by_row, by_column = _reduce(
-        _LogSumExp, rows, columns, scale, pairs, True, tile_side(tile, rows)
-    )
+    side = tile_side(tile, rows)
+    by_row, by_column = _reduce(_LogSumExp, rows, columns, scale, pairs, True, share, side)
     return by_row, by_column
 
 
@@ -78,18 +87,13 @@ def softplus_sums(
     bias: Float[Tensor, "1"],
     *,
     pairs: Pairs,
+    share: RowShare = WHOLE,
     tile: int | None = None,
 ) -> Float[Tensor, " batch"]:
     """For each row, the sum of log(1 + exp(logit)); arguments as for `log_sum_exp`."""
-    result: Tensor = _reduce(
-        _SoftplusSums, rows, columns, scale, bias, pairs, tile_side(tile, rows)
-    )
+    side = tile_side(tile, rows)
+    result: Tensor = _reduce(_SoftplusSums, rows, columns, scale, bias, pairs, share, side)
     return result
-
-
-def full_precision(features: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    """Features in the type that logits are computed in: float32, or float64 if they have it."""
-    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def _reduce(function: type[torch.autograd.Function], *arguments: object) -> Any:
@@ -109,61 +113,37 @@ def tile_side(tile: int | None, rows: Tensor) -> int:
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, pairs: Pairs, both: bool, tile: int
+        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, pairs: Pairs, both: bool, *rest: Any
     ) -> tuple[Tensor, Tensor]:
-        by_row = _RunningSums(len(rows), like=rows)
-        by_column = _RunningSums(len(columns) if both else 0, like=rows)
-        for block in blocks(rows, columns, scale, None, pairs, tile):
+        share, tile = rest
+        by_row = RunningSums(len(rows), like=rows)
+        by_column = RunningSums(len(columns) if both else 0, like=rows)
+        for block in blocks(rows, columns, scale, None, pairs, share, tile):
             by_row.add(block.rows, block.logits)
             if both:
                 by_column.add(block.columns, block.logits.T)
+        join([by_row, by_column], share)
         shares = *by_row.for_shares(), *by_column.for_shares()
         ctx.save_for_backward(rows, columns, scale, *shares)
-        ctx.pairs, ctx.both, ctx.tile = pairs, both, tile
+        ctx.pairs, ctx.both, ctx.share, ctx.tile = pairs, both, share, tile
         return by_row.log(), by_column.log()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, row_gradient: Tensor, column_gradient: Tensor) -> Any:
         rows, columns, scale, row_top, row_total, column_top, column_total = ctx.saved_tensors
+        both = ctx.share.total(torch.cat([row_gradient, column_gradient]))
+        row_gradient, column_gradient = both.split([len(row_gradient), len(column_gradient)])
         row_factor, column_factor = row_gradient / row_total, column_gradient / column_total
         gradients = _Gradients(ctx.needs_input_grad, rows, columns)
-        for block in blocks(rows, columns, scale, None, ctx.pairs, ctx.tile):
+        for block in blocks(rows, columns, scale, None, ctx.pairs, ctx.share, ctx.tile):
             weights = (block.logits - row_top[block.rows, None]).exp_()
             weights.mul_(row_factor[block.rows, None])
             if ctx.both:
                 shares = block.logits.sub_(column_top[None, block.columns]).exp_()
                 weights.addcmul_(shares, column_factor[None, block.columns])
             gradients.add(block, weights)
-        return *gradients.of_inputs(rows, columns, scale), None, None, None
-
-
-class _RunningSums:
-    """Sums of exponentials of many lines, over tiles, as exp(top) * total.
-
-    The two stay apart until the end: at a logit scale of 100 their joint logarithm would round
-    away the share of all negatives of a batch that is nearly solved.
-    """
-
-    def __init__(self, length: int, *, like: Tensor) -> None:
-        self._top = full_precision(like[:0]).new_full((length,), -torch.inf)
-        self._total = torch.zeros_like(self._top)
-
-    def add(self, lines: slice, logits: Tensor) -> None:
-        """Take in a tile whose first axis runs over `lines`."""
-        top = torch.maximum(self._top[lines], logits.amax(dim=1))
-        finite = top.clamp(min=torch.finfo(top.dtype).min)  # -inf - -inf would be nan
-        self._total[lines] *= (self._top[lines] - finite).exp_()
-        self._total[lines] += (logits - finite[:, None]).exp_().sum(dim=1)
-        self._top[lines] = top
-
-    def log(self) -> Tensor:
-        return self._top + self._total.log()
-
-    def for_shares(self) -> tuple[Tensor, Tensor]:
-        """Top and total such that exp(logit - top) / total is a share; 0 in a line of no pairs."""
-        empty = self._top == -torch.inf
-        return self._top.masked_fill(empty, 0.0), self._total.masked_fill(empty, torch.inf)
+        return *gradients.of_inputs(rows, columns, scale), None, None, None, None
 
 
 class _SoftplusSums(torch.autograd.Function):
@@ -171,25 +151,27 @@ class _SoftplusSums(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, *rest: Any
     ) -> Tensor:
-        pairs, tile = rest
+        pairs, share, tile = rest
         sums = full_precision(rows[:0]).new_zeros(len(rows))
-        for block in blocks(rows, columns, scale, bias, pairs, tile):
+        for block in blocks(rows, columns, scale, bias, pairs, share, tile):
             sums[block.rows] += F.softplus(block.logits, threshold=30).sum(dim=1)
         ctx.save_for_backward(rows, columns, scale, bias)
-        ctx.pairs, ctx.tile = pairs, tile
-        return sums
+        ctx.pairs, ctx.share, ctx.tile = pairs, share, tile
+        return share.total(sums)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         rows, columns, scale, bias = ctx.saved_tensors
+        gradient = ctx.share.total(gradient)
         gradients = _Gradients(ctx.needs_input_grad, rows, columns)
         bias_gradient = gradient.new_zeros(1)
-        for block in blocks(rows, columns, scale, bias, ctx.pairs, ctx.tile):
+        for block in blocks(rows, columns, scale, bias, ctx.pairs, ctx.share, ctx.tile):
             weights = block.logits.sigmoid_().mul_(gradient[block.rows, None])
             bias_gradient += weights.sum()
             gradients.add(block, weights)
-        return *gradients.of_inputs(rows, columns, scale), bias_gradient.to(bias.dtype), None, None
+        of_bias = bias_gradient.to(bias.dtype)
+        return *gradients.of_inputs(rows, columns, scale), of_bias, None, None, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,13 +188,19 @@ class Block:
 
 
 def blocks(
-    rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor | None, pairs: Pairs, tile: int
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    pairs: Pairs,
+    share: RowShare,
+    tile: int,
 ) -> Iterator[Block]:
-    """The logits of every pair of a row and a column, a tile at a time."""
-    for row_span in _spans(len(rows), tile):
+    """The logits of every pair of a row of this process and a column, a tile at a time."""
+    for row_span in _spans(share.own(len(rows)), tile):
         left = full_precision(rows[row_span])
         left = left * scale.to(left.dtype)  # cheaper here than on the logits
-        for column_span in _spans(len(columns), tile):
+        for column_span in _spans(slice(0, len(columns)), tile):
             right = full_precision(columns[column_span])
             with torch.autocast(rows.device.type, enabled=False):
                 logits = left @ right.T  # [tile tile]
@@ -224,8 +212,9 @@ def blocks(
             yield Block(rows=row_span, columns=column_span, left=left, right=right, logits=logits)
 
 
-def _spans(length: int, tile: int) -> Iterator[slice]:
-    return (slice(start, min(start + tile, length)) for start in range(0, length, tile))
+def _spans(whole: slice, tile: int) -> Iterator[slice]:
+    starts = range(whole.start, whole.stop, tile)
+    return (slice(start, min(start + tile, whole.stop)) for start in starts)
 
 
 class _Gradients:

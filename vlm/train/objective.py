@@ -1,21 +1,29 @@
 """From one rank's embeddings to the loss of the global batch.
 
-Features are gathered once, with gradient, for all terms; every rank then computes the same global
-loss, which makes W ranks on B/W samples each equal to one process on B, for any sum of terms.
+Features are gathered once, with gradient, for all terms. Every rank reduces its rows of logits
+against all columns, the parts are joined, and all ranks end with the same global loss: W ranks on
+B/W samples each equal one process on B, for any sum of terms, at a W-th of the work.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vlm.distributed import World, gather_rows, gather_rows_with_gradient, sum_with_gradient
+from vlm.distributed import (
+    World,
+    gather_rows,
+    gather_rows_with_gradient,
+    max_over_ranks,
+    sum_with_gradient,
+)
 from vlm.losses import LossTerm, caption_sum, total_loss
 from vlm.train.memory import LossMemory
 from vlm.train.teacher import Teacher
-from vlm.types import Batch, CaptionSum, DualEncoderOutput, Features, LossOutput
+from vlm.types import Batch, CaptionSum, DualEncoderOutput, Features, LossOutput, RowShare
 
 __all__ = ["Objective", "global_loss"]
 
@@ -155,6 +163,12 @@ def global_loss(
         teacher_text=None if taught is None else taught.chunk(2, dim=1)[1],
         teacher_logit_scale=None if teacher is None else teacher.logit_scale.float(),
         captions=None if captions is None else _over_ranks(captions, world),
+        share=RowShare(
+            index=world.rank,
+            count=world.size,
+            total=partial(sum_with_gradient, world=world),
+            largest=partial(max_over_ranks, world=world),
+        ),
     )
     every = None if sample_ids is None else gather_rows(sample_ids, world)
     recalled = None if memory is None or every is None else memory.recall(every)

@@ -51,9 +51,9 @@ def count_bytes(world: World) -> dict[str, int]:
         counts["gathered"] += own.nbytes
         return gather(parts, own)
 
-    def counted_reduce(tensor: torch.Tensor) -> object:
+    def counted_reduce(tensor: torch.Tensor, **options: Any) -> object:
         counts["reduced"] += tensor.nbytes
-        return reduce(tensor)
+        return reduce(tensor, **options)
 
     def counted_bucket(bucket: Any) -> torch.futures.Future[torch.Tensor]:
         counts["gradients"] += bucket.buffer().nbytes
@@ -88,7 +88,8 @@ def test_bytes_that_real_ranks_hand_over_are_those_of_the_formulas(size: int) ->
             assert counts == {"gathered": 0, "reduced": 0, "gradients": 0}
             continue
         assert counts["gathered"] == formulas.feature_bytes(BATCH, DIM, ranks=size)
-        assert counts["reduced"] == 2 * 4 * BATCH * DIM  # what gather_traffic sends back
+        joined = formulas.joined_bytes(BATCH)
+        assert counts["reduced"] == 2 * 4 * BATCH * DIM + joined  # as gather_traffic has it
         assert counts["gradients"] == formulas.gradient_bytes(parameters)
 
 
@@ -166,7 +167,8 @@ def test_search_and_serving_grow_as_they_must() -> None:
     assert formulas.scan_seconds(2e9, bandwidth=1e11) == pytest.approx(0.02)
     assert formulas.replicas(100, each=10, utilisation=0.5) == 20
     assert formulas.replicas(0.1, each=10) == 1
-    assert formulas.loss_flops(2, 3) == 96
+    assert formulas.loss_flops(2, 3, ranks=1) == 96
+    assert formulas.loss_flops(8, 3, ranks=4) == 4 * 2 * 2 * 8 * 3
     assert formulas.loss_memory(8, 4) == 4 * (4 * 8 * 4 + 4 * 8 + 3 * 64)
 
 
