@@ -3,12 +3,16 @@
 import signal
 
 import pytest
+from hypothesis import settings
 
 import vlm
 from vlm.openmp import let_idle_threads_sleep
 
 assert vlm.__version__
 let_idle_threads_sleep()
+# A busy machine fails no test for being slow.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 # A shell that runs the suite in the background ignores SIGINT, and so would the processes that
 # tests start and then interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -333,7 +333,7 @@ def test_an_index_of_another_model_is_refused_at_start(bundle: Path, tmp_path: P
 def test_several_processes_answer_alike_and_end_together(bundle: Path, tmp_path: Path) -> None:
     with running(f"bundle={bundle}", f"index={tmp_path}", "workers=2") as found:
         address = (found.client.base_url.host, found.client.base_url.port or 0)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while not _accepts(address) and time.monotonic() < end:
             time.sleep(0.1)  # the port is named before a process listens on it
         processes: set[str] = set()

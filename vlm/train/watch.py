@@ -56,6 +56,8 @@ def watch_geometry(output: DualEncoderOutput) -> Figures:
 def _effective_rank(rows: Rows) -> Float[Tensor, ""]:
     # The roots of the smaller Gram matrix's eigenvalues are the singular values, much cheaper.
     gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+    if not bool(gram.isfinite().all()):  # a fault for others to find; eigenvalues there are none
+        return gram.new_full((), torch.nan)
     shares = torch.linalg.eigvalsh(gram.double()).clamp(min=0).sqrt()
     shares = shares / shares.sum()
     return torch.special.entr(shares).sum().exp().float()

@@ -79,7 +79,7 @@ def test_a_writer_ended_in_the_middle_goes_on_to_the_same_bytes(
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(list(folder.glob("*.tar"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.002)
     (os.killpg if whole_group else os.kill)(process.pid, number)

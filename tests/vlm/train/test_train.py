@@ -358,7 +358,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 
 def test_epochs_and_steps_are_one_or_the_other(tmp_path: Path) -> None:
     assert configured(tmp_path, steps=None, epochs=1.5).total_steps(64) == 8
-    with pytest.raises(ConfigError, match="exactly one of steps and epochs"):
+    with pytest.raises(ConfigError, match="exactly one of steps, samples and epochs"):
         configured(tmp_path, epochs=1)
     with pytest.raises(ConfigError, match="siglip needs a logit bias"):
         configured(tmp_path, loss=[{"type": "siglip"}])
@@ -377,7 +377,7 @@ def test_an_exported_run_is_a_bundle_with_means_metrics_and_provenance(tmp_path:
     (config.run_folder / "evaluation.json").write_text(json.dumps(evaluation))
     info = export_run(config.run_folder, tmp_path / "bundle", console=quiet())
     assert info.fingerprint == fingerprint
-    assert info.metrics == {"results": {"zero_shot/t": {"top1": 0.5}}}
+    assert info.metrics == {"zero_shot/t": {"top1": 0.5}}
     assert info.provenance["samples_seen"] == 144
     assert info.provenance["config"]["optim"]["type"] == "lion"
     assert info.modality_means is not None

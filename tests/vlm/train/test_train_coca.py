@@ -72,14 +72,14 @@ def coca_bundle(folder: Path, *, seed: int = 0, image: dict[str, Any] | None = N
 @pytest.mark.slow
 def test_a_coca_learns_to_name_colour_and_shape_of_drawings(tmp_path: Path) -> None:
     config = configured(
-        tmp_path, steps=300, global_batch=32, log_every=10, checkpoint_every=500, ema_decay=None,
+        tmp_path, steps=400, global_batch=32, log_every=10, checkpoint_every=500, ema_decay=None,
         optim={"type": "lion", "lr": 2e-3, "weight_decay": 0.1},
     )  # fmt: skip
     records = run(config)
     last = records[-1]
     assert records[0]["caption"] > 5
     # Blind to the image, 8 colours and 2 shapes cost ln 16 / 4 = 0.69 for each of a, 2 words, end.
-    assert last["caption"] < 0.35
+    assert last["caption"] < 0.1  # colours are learnt before shapes, by step 300
     assert last["caption/perplexity"] == pytest.approx(np.exp(last["caption"]), rel=1e-4)
     export_run(config.run_folder, tmp_path / "b", console=Console(quiet=True))
     captions = Captioner.load(tmp_path / "b").caption(PICTURES)
