@@ -89,19 +89,7 @@ def _start_dual_encoder(model: DualEncoder, start: str, image: ImageConfig) -> N
     checkpoint = find_checkpoint(start)
     _check_preprocessing(checkpoint.preprocessing, image, start)
     state = checkpoint.read_weights()
-    for prefix, tower in (("visual.", model.image), ("text.", model.text)):
-        own = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in state.items()
-            if name.startswith(prefix)
-        }
-        fitted = _fitted(tower, own, text=prefix == "text.", where="model.start")
-        state |= {prefix + name: tensor for name, tensor in fitted.items()}
-    # Whether there is a bias is for the loss to say, so for the configuration.
-    if model.logit_bias is None:
-        state.pop("logit_bias", None)
-    else:
-        state.setdefault("logit_bias", model.logit_bias.detach())
+    state = _fitted_model(model, state, image="visual.", text="text.")
     try:
         model.load_open_clip_state(state)
     except RuntimeError as error:
@@ -114,19 +102,29 @@ def _start_coca(model: CoCa, folder: Path) -> None:
         message = f"model.start={folder}: no bundle of a CoCa, which alone a CoCa can start from"
         raise ConfigError(message)
     state = read_weights(folder / "model.safetensors")
-    for tower, prefix in ((model.image, "image."), (model.text, "text.")):
+    state = _fitted_model(model, state, image="image.", text="text.")
+    _load(model, state, f"model.start={folder}")
+
+
+def _fitted_model(
+    model: DualEncoder | CoCa, state: dict[str, Tensor], *, image: str, text: str
+) -> dict[str, Tensor]:
+    """The weights of a whole model, its towers' fitted; `image` and `text` are their prefixes."""
+    state = dict(state)
+    for prefix, tower in ((image, model.image), (text, model.text)):
         own = {
             name.removeprefix(prefix): tensor
             for name, tensor in state.items()
             if name.startswith(prefix)
         }
-        fitted = _fitted(tower, own, text=prefix == "text.", where="model.start")
+        fitted = _fitted(tower, own, text=prefix == text, where="model.start")
         state |= {prefix + name: tensor for name, tensor in fitted.items()}
+    # Whether there is a bias is for the loss to say, so for the configuration.
     if model.logit_bias is None:
         state.pop("logit_bias", None)
     else:
         state.setdefault("logit_bias", model.logit_bias.detach())
-    _load(model, state, f"model.start={folder}")
+    return state
 
 
 def _fitted(

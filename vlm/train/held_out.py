@@ -5,8 +5,7 @@ one, whatever the engine. So a figure always belongs to weights that are there.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Final
 
 from vlm.config import load_config
@@ -18,6 +17,7 @@ from vlm.files import write_text_whole
 from vlm.train.config import TrainConfig
 from vlm.train.export import load_run
 from vlm.train.memory import LossMemory
+from vlm.train.records import read_records, truncate_records
 
 __all__ = ["EVALUATIONS", "HeldOut", "step_of_drop"]
 
@@ -86,10 +86,10 @@ class HeldOut:
         if self._tasks is None:
             return
         self._recalls = {}
-        kept = [record for record in _read(self._path) if record["step"] <= step]
+        kept = [record for record in read_records(self._path) if record["step"] <= step]
         barrier(self._world)  # all have read before the file is cut
-        if self._world.is_main and self._path.is_file():
-            write_text_whole(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        if self._world.is_main:
+            truncate_records(self._path, step)
         for record in kept:
             self._remember(record["step"], record)
         if step and self.is_due(step) and step not in {record["step"] for record in kept}:
@@ -146,16 +146,3 @@ def _flattened(name: str, tree: Mapping[str, Any]) -> dict[str, float]:
         elif isinstance(value, dict):
             flat.update(_flattened(f"{name}.{key}", value))
     return flat
-
-
-def _read(path: Path) -> Sequence[dict[str, Any]]:
-    """The records of an interrupted run; a torn last line is left out."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(dict(json.loads(line)))
-        except ValueError:
-            break
-    return records

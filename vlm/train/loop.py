@@ -16,11 +16,12 @@ from vlm.train.checkpoint import open_writer
 from vlm.train.config import TrainConfig
 from vlm.train.faults import FaultWatch, SkippedWindows
 from vlm.train.held_out import HeldOut
+from vlm.train.records import truncate_records
 from vlm.train.restore import restore, roll_back
 from vlm.train.setup import Parts, build_parts, resume_facts
 from vlm.train.signals import stop_on_signal
 from vlm.train.step import train_step
-from vlm.train.telemetry import Telemetry, open_telemetry, truncate_metrics
+from vlm.train.telemetry import Telemetry, open_telemetry
 from vlm.types import Batch
 
 __all__ = ["TrainResult", "train"]
@@ -205,7 +206,7 @@ def _go_back(run: _Run, fault: str, telemetry: Telemetry) -> None:
         f"{window.last_step - window.first_step + 1} steps up to it"
     )
     if run.world.is_main:
-        truncate_metrics(run.config.run_folder / "metrics.jsonl", step)
+        truncate_records(run.config.run_folder / "metrics.jsonl", step)
     run.held_out.restore(step)
     run.step = step
 
@@ -227,4 +228,4 @@ def _prepare_folder(config: TrainConfig, world: World, step: int) -> None:
     config.run_folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     write_text_whole(config.run_folder / "config.yaml", text)
-    truncate_metrics(config.run_folder / "metrics.jsonl", step)
+    truncate_records(config.run_folder / "metrics.jsonl", step)

@@ -9,9 +9,18 @@ from typing import Any
 import yaml
 
 from vlm.errors import CheckpointError
+from vlm.files import write_text_whole
 from vlm.train.ledger import PLACES
 
-__all__ = ["SECONDS", "Run", "find_runs", "flat", "read_run"]
+__all__ = [
+    "SECONDS",
+    "Run",
+    "find_runs",
+    "flat",
+    "read_records",
+    "read_run",
+    "truncate_records",
+]
 
 SECONDS = "seconds.jsonl"
 """The ledger: a line for every window of steps, never rewritten."""
@@ -76,8 +85,8 @@ def read_run(folder: Path) -> Run:
         name=str(config.get("name", folder.name)),
         folder=folder,
         config=config,
-        records=_records(folder / "metrics.jsonl"),
-        ledger=_records(folder / SECONDS),
+        records=read_records(folder / "metrics.jsonl"),
+        ledger=read_records(folder / SECONDS),
         evaluation=_json(folder / "evaluation.json"),
     )
 
@@ -102,8 +111,8 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _records(path: Path) -> list[Record]:
-    """The whole lines of a file; the last may be torn while a run writes."""
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON objects; the last may be torn while a run writes."""
     if not path.is_file():
         return []
     found = []
@@ -113,6 +122,15 @@ def _records(path: Path) -> list[Record]:
         except ValueError:
             break
     return found
+
+
+def truncate_records(path: Path, step: int) -> None:
+    """Drop records after `step`, which a resumed run will write again, and any torn last line."""
+    if path.is_file():
+        kept = [
+            json.dumps(record) + "\n" for record in read_records(path) if record["step"] <= step
+        ]
+        write_text_whole(path, "".join(kept))
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -8,14 +8,12 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from vlm.distributed import World
-from vlm.files import write_text_whole
 from vlm.train.config import TrainConfig
 from vlm.train.flops import flops_per_sample, peak_flops
 from vlm.train.ledger import Ledger
@@ -24,7 +22,7 @@ from vlm.train.run_report import write_run_report
 from vlm.train.sinks import Sink, open_sinks
 from vlm.types import Batch
 
-__all__ = ["Telemetry", "open_telemetry", "truncate_metrics"]
+__all__ = ["Telemetry", "open_telemetry"]
 
 
 class Telemetry:
@@ -193,20 +191,6 @@ def open_telemetry(
         yield telemetry
     finally:
         telemetry.close()
-
-
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop records after `step`, which a resumed run will write again, and any torn last line."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            break
-    write_text_whole(path, "".join(kept))
 
 
 def _flops_share(config: TrainConfig, world: World) -> float | None:
