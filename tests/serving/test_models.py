@@ -107,7 +107,7 @@ def test_a_swapped_default_model_is_kept_in_sight_for_the_collection_of_its_vect
     assert found(client) == [("red", 1.0)]  # by the model that made the vectors
     assert listed(client) == {"tiny": [], "first": [], old: ["default"]}
     assert row(client, old) == expected(bundle)
-    assert f'vlm_model_info{{fingerprint="{old}",model="{old}"' in client.get("/metrics").text
+    assert f'vlm_model_info{{fingerprint="{old}",name="{old}"' in client.get("/metrics").text
     assert client.get("/readyz").status_code == 200
     assert "default model, which stays" in problem(client.post("/v1/models/tiny/unload"), 409)
 

@@ -61,13 +61,24 @@ class Checkpoint:
             convert_to_custom_text_state_dict,
         )
 
-        if self.weights is None:
-            message = f"{self.name}: no weights here; name a checkpoint, e.g. {self.name}/TAG"
-            raise ConfigError(message)
-        state = read_weights(_fetched(self.name, self.weights))
+        state = read_weights(self.weights_file())
         state = convert_to_custom_text_state_dict(state)
         state.pop("text.transformer.embeddings.position_ids", None)  # of older transformers
         return {name: tensor.float() for name, tensor in state.items()}
+
+    def weights_file(self) -> Path:
+        """The file of the weights, fetched if it is not here yet.
+
+        Raises:
+            ConfigError: If there is none, or it cannot be had.
+        """
+        if self.weights is None:
+            message = (
+                f"{self.name}: no weights here; name a checkpoint, e.g. ViT-B-32/TAG, or a folder "
+                f"with one of {', '.join(_FILES)}"
+            )
+            raise ConfigError(message)
+        return _fetched(self.name, self.weights)
 
 
 def find_checkpoint(name: str) -> Checkpoint:
@@ -143,11 +154,11 @@ def _in_folder(name: str) -> Checkpoint:
     try:
         tree = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         model_config = tree["model_cfg"]
-    except (OSError, ValueError, KeyError) as error:
+        text = model_config["text_cfg"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         message = f"{folder}: no open_clip model, {_CONFIG} cannot be read ({_first_line(error)})"
         raise ConfigError(message) from error
     present = [folder / file for file in _FILES if (folder / file).is_file()]
-    text = model_config["text_cfg"]
     if text.get("hf_model_name") == ".":
         text["hf_model_name"] = str(folder)
     return Checkpoint(
