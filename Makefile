@@ -94,9 +94,12 @@ bench-search: .venv/.installed-dev ## recall, latency and cost of search against
 bench-durability: .venv/.installed-dev ## kill the writer of a collection 100 times: is anything lost
 	@$(BIN)/python -m tests.serving.durability 100
 
-bench-serve: .venv/.installed-dev ## our server against a plain one, same weights and client, as JSON
-	@mkdir -p build
-	@$(BIN)/python -m tests.bench.bench_serve --out build/bench-serve.json
+# infinity-emb wants older libraries, so it has an environment of its own. Some ten minutes in all.
+bench-serve: .venv/.installed-dev ## our server against a plain one and infinity-emb, same weights and client, as JSON
+	@test -x build/infinity/bin/infinity_emb || { \
+		$(PYTHON) -m venv --clear build/infinity \
+		&& build/infinity/bin/python -m pip install --quiet --disable-pip-version-check -r tests/bench/infinity.txt; }
+	@OMP_NUM_THREADS=2 $(BIN)/python -m tests.bench.bench_serve --out build/bench-serve.json --infinity build/infinity/bin/python
 
 bench-evaluate: .venv/.installed-dev ## retrieval of 100,000 among 100,000, exact, both ways: time and peak memory, as JSON
 	@mkdir -p build

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from serving.logs import configure_logging
-from serving.settings import ServingSettings, hand_to_workers, load_settings
+from serving.places import claim_place
+from serving.settings import (
+    ServingSettings,
+    hand_to_workers,
+    load_settings,
+    settings_folder,
+)
 from vlm.errors import VlmError
 from vlm.openmp import let_idle_threads_sleep
 
@@ -33,15 +39,15 @@ def run(settings: ServingSettings) -> None:
         "access_log": False,
         "log_config": None,
     }
-    if settings.workers == 1:
+    if settings.processes == 1:
         from serving.app import create_app  # noqa: PLC0415 - torch reads the thread policy at import
 
-        uvicorn.run(create_app(settings), **options)
+        uvicorn.run(create_app(settings.on_device(0)), **options)
         return
     with tempfile.TemporaryDirectory() as folder:
         hand_to_workers(settings, Path(folder))
         application = "serving.__main__:worker_app"
-        uvicorn.run(application, factory=True, workers=settings.workers, **options)
+        uvicorn.run(application, factory=True, workers=settings.processes, **options)
 
 
 def worker_app() -> "FastAPI":
@@ -50,6 +56,7 @@ def worker_app() -> "FastAPI":
     from serving.app import create_app  # noqa: PLC0415 - torch reads the thread policy at import
 
     settings = load_settings([])
+    settings = settings.on_device(claim_place(settings_folder(), settings.processes))
     configure_logging(settings.log_format)
     return create_app(settings)
 

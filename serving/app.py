@@ -2,6 +2,7 @@
 
 import http
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -108,7 +109,12 @@ def _lifespan(
                 label_sets=LabelSets(settings.label_sets_folder),
                 metrics=metrics,
             )
-            facts = {"fingerprint": model.info.fingerprint, "runtime": model.embedder.runtime}
+            facts: dict[str, Any] = {
+                "fingerprint": model.info.fingerprint,
+                "runtime": model.embedder.runtime,
+                "device": settings.device,
+                "pid": os.getpid(),
+            }
             items = (await collections.get()).store.count()
             _log.info("ready", extra={**facts, "items": items})
             yield

@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from vlm.config import Config, load_config
 
@@ -15,13 +15,20 @@ __all__ = [
     "ServingSettings",
     "hand_to_workers",
     "load_settings",
+    "settings_folder",
 ]
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 CONFIG_VARIABLE: Final = "VLM_SERVING_CONFIG"
 
 
+def _place(value: Path | str) -> Path | str:
+    return Path(value) if isinstance(value, str) and "://" not in value else value
+
+
 Scope = Literal["read", "write", "admin"]
+Place = Annotated[str | Path, AfterValidator(_place)]
+"""A folder, or the URL of a place in an object store (`s3://`, `gs://`, `az://`, `https://`)."""
 
 
 class ApiKey(Config):
@@ -60,7 +67,9 @@ class RemoteImages(Config):
 class ServingSettings(Config):
     """What to serve, where, and within which limits."""
 
-    bundle: Path = Path("runs/demo/bundle")
+    bundle: Place = Path("runs/demo/bundle")
+    bundle_cache: Path = Path("~/.cache/vlm/bundles")
+    """Folder of bundles that were fetched from an object store, by fingerprint."""
     index: Path = Path("runs/demo/index")
     """Folder of the searchable collection; made if it is missing."""
     collections: Path | None = None
@@ -74,16 +83,18 @@ class ServingSettings(Config):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     workers: int = Field(1, ge=1, le=64)
-    """Processes that share the port; each has its own models, queue, cache and rates, and models
-    cannot be loaded over HTTP if there are several."""
+    """Processes that share the port, for each device; each has its own models, queue, cache and
+    rates, and models cannot be loaded over HTTP if there are several."""
     device: str = "cpu"
+    devices: list[str] = []
+    """As many processes as there are devices (times `workers`), each with a device of its own."""
     runtime: Literal[
         "auto", "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-int8"
     ] = "torch-fp32"
     """What computes. `auto` measures at the first start and takes the fastest of those that pass
     the parity gate; any but `torch-fp32` must pass it."""
-    models: Path | None = None
-    """Folder of further bundles, each in a folder of its name; `load` takes from here."""
+    models: Place | None = None
+    """Folder or URL of further bundles, each in a folder of its name; `load` takes from here."""
     preload: list[str] = []
     """Those of them that are served from the start, beside `bundle`."""
     runtimes: Path | None = None
@@ -127,6 +138,17 @@ class ServingSettings(Config):
     """How long requests in flight may take after SIGTERM."""
 
     @property
+    def processes(self) -> int:
+        """How many share the port."""
+        return self.workers * max(1, len(self.devices))
+
+    def on_device(self, place: int) -> "ServingSettings":
+        """What the process in a place, from 0, does: its device is that of its place."""
+        if not self.devices:
+            return self
+        return self.model_copy(update={"device": self.devices[place % len(self.devices)]})
+
+    @property
     def collections_folder(self) -> Path:
         """Where further collections are stored."""
         return self.collections or self.index.with_name(f"{self.index.name}-collections")
@@ -152,6 +174,11 @@ class ServingSettings(Config):
     @classmethod
     def _are_hex_digests(cls, values: list[str]) -> list[str]:
         return [_hex_digest(value) for value in values]
+
+
+def settings_folder() -> Path:
+    """Where a process finds what `hand_to_workers` has written."""
+    return Path(os.environ[CONFIG_VARIABLE]).parent
 
 
 def hand_to_workers(settings: ServingSettings, folder: Path) -> None:

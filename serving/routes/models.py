@@ -64,6 +64,8 @@ class ModelEntry(_Schema):
     dim: int
     runtime: str
     """What computes."""
+    device: str
+    """Where, in the process that answered."""
     runtimes: list[RuntimeOut]
     """What was considered, the fastest first; none where torch in fp32 was asked for."""
     collections: list[str]
@@ -96,7 +98,7 @@ async def models(services: ServicesDep) -> ModelsOut:
     registry = services.registry
     return ModelsOut(
         data=[_entry(model, services) for model in registry.served()],
-        available=registry.available(),
+        available=await registry.available(),
     )
 
 
@@ -161,6 +163,7 @@ def _entry(model: ServedModel, services: Services) -> ModelEntry:
         kind=info.model_kind,
         dim=info.dim,
         runtime=model.embedder.runtime,
+        device=services.settings.device,
         runtimes=runtimes,
         collections=services.collections.of_model(info.fingerprint),
         metrics=info.metrics,

@@ -9,26 +9,26 @@ holds its vectors: nothing else can search them.
 """
 
 import asyncio
-import re
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from serving.caching import RowCache
-from serving.errors import BadInputError, ConflictError, NotFoundError
+from serving.errors import BadInputError, ConflictError, NotFoundError, OverloadedError
 from serving.metrics import Metrics
 from serving.services.captioning import CaptionWriter
 from serving.services.embedding import Embedder
+from serving.services.shelf import is_bundle_name, local_bundle, open_shelf
 from serving.services.workers import Workers, start_workers
 from serving.settings import ServingSettings
-from vlm.errors import BundleError
+from vlm.errors import BundleError, StoreError
 from vlm.inference import BundleInfo, Captioner, Encoder, load_bundle, read_bundle_info
 from vlm.inference.runtimes import Figures, default_cache, fastest_runtime, gated_runtime
 
 __all__ = ["Registry", "ServedModel"]
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,7 @@ class Registry:
         self._settings = settings
         self._metrics = metrics
         self._served: dict[str, ServedModel] = {}
+        self._shelf = open_shelf(settings)
         self._kept: dict[str, ServedModel] = {}
         self._changes = asyncio.Lock()
         self._default_name = ""
@@ -71,19 +72,20 @@ class Registry:
         Raises:
             BundleError: If a bundle cannot be loaded or trusted, or its runtime strays.
         """
-        info = await asyncio.to_thread(read_bundle_info, self._settings.bundle)
+        folder = await asyncio.to_thread(local_bundle, self._settings)
+        info = await asyncio.to_thread(read_bundle_info, folder)
         self._default_name = info.name
-        await self._serve(info.name, self._settings.bundle)
+        await self._serve(info.name, folder)
         for name in self._settings.preload:
-            folder = self._folders().get(name)
-            if folder is None:
-                known = ", ".join(self.available()) or "none"
+            found = await asyncio.to_thread(self._shelf.folder, name)
+            if found is None:
+                known = ", ".join(await self.available()) or "none"
                 message = f"preload: no bundle {name!r} in {self._settings.models}; there: {known}"
                 raise BundleError(message)
             if name in self._served:
                 message = f"preload: {name!r} is the name of the default model; rename the folder"
                 raise BundleError(message)
-            await self._serve(name, folder)
+            await self._serve(name, found)
 
     @property
     def default(self) -> ServedModel:
@@ -109,9 +111,9 @@ class Registry:
         for fingerprint in set(self._kept) - set(fingerprints):
             self._tell(self._kept.pop(fingerprint), present=False)
 
-    def available(self) -> list[str]:
+    async def available(self) -> list[str]:
         """Bundles in the folder of models, served or not, by name."""
-        return sorted(self._folders())
+        return await asyncio.to_thread(self._shelf.names)
 
     def get(self, name: str | None) -> ServedModel:
         """The model of that name or fingerprint; the default one for none.
@@ -142,19 +144,26 @@ class Registry:
             NotFoundError: If there is no such bundle.
             BadInputError: If it cannot be loaded or trusted, or its runtime strays.
             ConflictError: If there are several processes, which would then differ.
+            OverloadedError: If the store of bundles does not answer.
         """
         self._refuse_if_many()
-        folder = self._folders().get(bundle or name)
-        if folder is None or not _NAME.fullmatch(name):
-            known = ", ".join(self.available()) or "none"
-            message = f"no bundle is called {(bundle or name)[:64]!r}; there are: {known}"
-            raise NotFoundError(message)
+        wanted = bundle or name
         async with self._changes:
             try:
+                known_name = is_bundle_name(name)
+                folder = await asyncio.to_thread(self._shelf.folder, wanted) if known_name else None
+                if folder is None:
+                    known = ", ".join(await self.available()) or "none"
+                    message = f"no bundle is called {wanted[:64]!r}; there are: {known}"
+                    raise NotFoundError(message)
                 return await self._serve(name, folder)
             except BundleError as error:
-                told = str(error).replace(str(folder), folder.name)
-                raise BadInputError(told) from error
+                message = f"bundle {wanted!r} cannot be served: {_without_places(error)}"
+                raise BadInputError(message) from error
+            except StoreError as error:
+                _log.warning("a bundle could not be fetched", extra={"reason": str(error)})
+                message = "the store of bundles does not answer; try again later"
+                raise OverloadedError(message) from error
 
     async def unload(self, name: str) -> None:
         """Stop answering under a name, or for collections; requests that have begun are finished.
@@ -181,9 +190,9 @@ class Registry:
             self._take_away(self._served.pop(name))
 
     def _refuse_if_many(self) -> None:
-        if self._settings.workers > 1:
+        if self._settings.processes > 1:
             message = (
-                f"{self._settings.workers} processes serve here and would differ; change the "
+                f"{self._settings.processes} processes serve here and would differ; change the "
                 f"settings and restart, or serve with workers=1"
             )
             raise ConflictError(message)
@@ -228,16 +237,11 @@ class Registry:
         else:
             self._metrics.model.remove(*labels)
 
-    def _folders(self) -> dict[str, Path]:
-        """Bundles by name, as they lie there now: a request can name nothing else."""
-        root = self._settings.models
-        if root is None or not root.is_dir():
-            return {}
-        return {
-            path.name: path
-            for path in root.iterdir()
-            if _NAME.fullmatch(path.name) and (path / "bundle.json").is_file()
-        }
+
+def _without_places(error: BundleError) -> str:
+    """What is wrong, without the folder or address at the front, which are not the client's."""
+    place, _, rest = str(error).partition(": ")
+    return rest if "/" in place and rest else str(error)
 
 
 def _gated(

@@ -1,18 +1,24 @@
-"""Our server against a plain one: same weights, machine and client, in turns: `make bench-serve`.
+"""Our server against others: same weights, machine and client, in turns: `make bench-serve`.
 
-    python -m tests.bench.bench_serve --out serve.json
+    python -m tests.bench.bench_serve --out serve.json [--part rates] [--part half] …
 
-All servers hold one ViT-B/32 and answer OpenAI's embeddings request, one image or text a request.
+All servers hold one ViT-B/32 and answer OpenAI's embeddings request, one image (JPEG, 336 x 336) or
+one text a request. Before anything is timed, their rows are compared.
+
 (a) is what people write first: FastAPI, open_clip, its transform and tokenizer, no batching.
 (b) is infinity-emb, where --infinity names an environment that has it.
-(c) is ours with `torch-fp32` and with `openvino-fp32`, whose rows are equal to 1e-5, and with what
-`runtime=auto` takes where that is another. The client is a process of threads with kept
-connections.
+(c) is ours with `torch-fp32`, with `openvino-fp32`, whose rows are equal to 1e-5, and with what
+`runtime=auto` takes: the fastest that passes the parity gate.
 
-The weights are random, and where nothing was learnt the best text of an image wins by a hair: the
-parity gate is at its strictest, and bf16 and int8 fail it here though their cosines pass. What they
-do alone, in batches of 8, is under `runtimes`.
-Rates are the sum over rounds; latencies are of all requests of all rounds.
+| part | measures |
+|---|---|
+| `rates` | answers/s, p50 and p99 without a pause at 1, 8 and 32 at once, and peak memory |
+| `bare` | the same runtime in a process of its own without HTTP, queues and other requests |
+| `half` | latencies at half of the answers/s that `rates` found at 32, evenly and at random |
+| `overload` | ten times those answers/s for --overload seconds: answered, refused, or lost |
+
+Each part is put into the file of --out when it is done, and parts done before stay in it. The
+client is threads of this process with kept connections, on the same cores as the servers.
 """
 
 import argparse
@@ -20,215 +26,233 @@ import base64
 import io
 import itertools
 import json
-import os
-import socket
-import subprocess
 import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import httpx
+import numpy as np
 import torch
 from PIL import Image
 
-from vlm.cli.bench_serve import Tally, image_bodies, load, text_bodies
-from vlm.inference import load_bundle, save_bundle
-from vlm.inference.runtimes import export_runtime, fastest_runtime
-from vlm.models import DualEncoder, DualEncoderConfig
-from vlm.preprocess import ImageConfig, TokenizerConfig
+from tests.bench.serve_models import save_fitted, save_transformers
+from tests.bench.serve_servers import (
+    Running,
+    infinity_command,
+    our_command,
+    plain_command,
+    server,
+)
+from vlm.cli.bench_load import Tally, image_bodies, load, pace, text_bodies
+from vlm.inference import Encoder, load_bundle
+from vlm.inference.runtimes import default_cache, export_runtime, fastest_runtime, gated_runtime
+from vlm.preprocess import decode_image
 
-CONCURRENCY = (1, 8, 32)
-MODALITIES = ("images", "texts")
-PLAIN = "plain FastAPI + open_clip"
-B32 = {
-    "dim": 512,
-    "image": {"type": "vit", "width": 768, "layers": 12, "head_width": 64, "patch_size": 32},
-    "text": {"type": "transformer", "width": 512, "layers": 12, "heads": 8},
-}
+CONCURRENCY: Final = (1, 8, 32)
+MODALITIES: Final = ("images", "texts")
+PLAIN: Final = "plain FastAPI + open_clip"
+INFINITY: Final = "infinity-emb"
+_STARTS: Final = itertools.count(0, 1_000_000)
 
 
 def main() -> None:
-    """Make the bundle, start the servers, measure in turns, print one JSON object."""
+    """Make what is missing, then each part asked for, printed and kept as JSON."""
+    parts = {"rates": rates, "bare": bare, "half": half, "overload": overload}
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--work", type=Path, help="kept folder of the bundle and its runtimes")
+    parser.add_argument("--out", type=Path, default=Path("build/bench-serve.json"))
+    parser.add_argument("--work", type=Path, default=Path("build/bench-serve"))
     parser.add_argument("--infinity", type=Path, help="python of an environment with infinity-emb")
-    parser.add_argument("--infinity-model", type=Path, help="the model's folder, as transformers'")
+    parser.add_argument("--part", choices=parts, action="append")
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--overload", type=float, default=60)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        work = arguments.work or Path(scratch)
-        bundle, runtimes = work / "bundle", measured_runtimes(work)
-        fastest = runtimes[0]["runtime"]
-        with ExitStack() as stack:
-            urls = {PLAIN: stack.enter_context(server(plain_command(bundle)))}
-            if arguments.infinity is not None:
-                command = infinity_command(arguments.infinity, arguments.infinity_model)
-                urls["infinity-emb"] = stack.enter_context(server(command))
-            for name in dict.fromkeys(["torch-fp32", "openvino-fp32", fastest]):
-                url = stack.enter_context(server(our_command(bundle, name)))
-                urls[f"ours, {name}"] = url
-            tallies = measure(urls, seconds=arguments.seconds, rounds=arguments.rounds)
-    text = json.dumps(report(tallies, runtimes), indent=2)
-    sys.stdout.write(text + "\n")
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
-
-
-def report(tallies: dict[tuple[str, str, int], Tally], runtimes: list[Any]) -> dict[str, Any]:
-    """Figures of every server, and ours divided by the plain one's."""
-    tree: dict[str, Any] = {"threads": torch.get_num_threads(), "runtimes": runtimes}
-    for (name, modality, concurrency), tally in tallies.items():
-        figures: dict[str, Any] = tally.figures()
-        plain = tallies[PLAIN, modality, concurrency].figures()["per_second"]
-        figures["ratio_to_plain"] = round(figures["per_second"] / plain, 2)
-        tree.setdefault(modality, {}).setdefault(name, {})[str(concurrency)] = figures
-    return tree
+    tree = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    tree["threads"] = torch.get_num_threads()
+    tree["runtimes"] = runtimes = measured_runtimes(arguments.work)
+    names = list(dict.fromkeys(["torch-fp32", "openvino-fp32", runtimes[0]["runtime"]]))
+    for part in arguments.part or parts:
+        tree[part] = parts[part](arguments, names, tree)
+        arguments.out.write_text(json.dumps(tree, indent=2) + "\n")
+        sys.stdout.write(json.dumps({part: tree[part]}, indent=2) + "\n")
 
 
 def measured_runtimes(work: Path) -> list[dict[str, Any]]:
     """Make the bundle and its runtimes, int8 too; figures of all, the fastest that passes first."""
     if not (work / "bundle" / "bundle.json").is_file():
-        save_random(work / "bundle")
-    bundle = load_bundle(work / "bundle")
-    if not list((work / "runtimes").glob("*-openvino-int8")):
-        export_runtime("openvino-int8", bundle, cache=work / "runtimes")
-    choice = fastest_runtime(bundle, cache=work / "runtimes")
+        save_fitted(work / "bundle")
+    if not (work / "transformers" / "config.json").is_file():
+        save_transformers(work / "bundle", work / "transformers")
+    bundle, cache = load_bundle(work / "bundle"), default_cache(work / "bundle")
+    if not list(cache.glob("*-openvino-int8")):
+        export_runtime("openvino-int8", bundle, cache=cache)
+    choice = fastest_runtime(bundle, cache=cache)
     return [figures.model_dump(exclude={"conditions"}) for figures in choice.figures]
 
 
-def save_random(folder: Path) -> None:
-    """A ViT-B/32 as it is before training: no matter for the time that a batch takes."""
-    torch.manual_seed(0)
-    config = DualEncoderConfig.model_validate(B32)
-    open_clip_config = config.open_clip_config(image_size=224, context_length=77)
-    save_bundle(
-        folder,
-        DualEncoder(open_clip_config),
-        name="b32",
-        open_clip_config=open_clip_config,
-        image=ImageConfig(),
-        tokenizer=TokenizerConfig(),
-    )
-
-
-def measure(
-    urls: dict[str, str], *, seconds: float, rounds: int
-) -> dict[tuple[str, str, int], Tally]:
+def rates(arguments: argparse.Namespace, names: list[str], tree: dict[str, Any]) -> dict[str, Any]:
     """All servers in turns, in every round, at every concurrency, for both modalities."""
-    bodies = {"images": image_bodies(), "texts": text_bodies()}
-    tallies: dict[tuple[str, str, int], Tally] = {}
-    for number in range(rounds + 1):
-        for modality in MODALITIES:
-            for concurrency in CONCURRENCY if number else (8,):  # the first only warms up
-                for name, url in urls.items():
-                    tally = tallies.setdefault((name, modality, concurrency), Tally())
-                    make = partial(later, bodies[modality], next(_STARTS))
-                    taken = seconds if number else 1
-                    load(url, make, concurrency=concurrency, seconds=taken, tally=tally)
-                    if not number:
-                        del tallies[name, modality, concurrency]
-    return tallies
+    bundle = arguments.work / "bundle"
+    commands = {PLAIN: plain_command(bundle)}
+    if arguments.infinity is not None:
+        commands[INFINITY] = infinity_command(arguments.infinity, arguments.work / "transformers")
+    commands |= {f"ours, {name}": our_command(bundle, name) for name in names}
+    with ExitStack() as stack:
+        running = {name: stack.enter_context(server(c)) for name, c in commands.items()}
+        found: dict[str, Any] = {"equality": compared(running)}
+        warm(running)
+        tallies: dict[tuple[str, str, int], Tally] = {}
+        for _, modality, at_once, name in itertools.product(
+            range(arguments.rounds), MODALITIES, CONCURRENCY, running
+        ):
+            tally = tallies.setdefault((modality, name, at_once), Tally())
+            load(running[name].url, bodies(modality), concurrency=at_once,
+                 seconds=arguments.seconds, tally=tally)  # fmt: skip
+        found["peak_mib"] = {name: process.peak_mib() for name, process in running.items()}
+    for modality, name, at_once in tallies:
+        by_name = {n: tallies[modality, n, at_once].figures() for n in running}
+        found.setdefault(modality, {}).setdefault(name, {})[str(at_once)] = by_name[name] | {
+            f"ratio_to_{short}": round(by_name[name]["per_second"] / by_name[n]["per_second"], 2)
+            for n, short in ((PLAIN, "plain"), (INFINITY, "infinity"))
+            if n in by_name
+        }
+    return found
 
 
-def later(make: Callable[[int], bytes], start: int, number: int) -> bytes:
-    """Bodies that no server has seen in an earlier run, so that no cache answers."""
-    return make(start + number)
+def warm(running: dict[str, Running]) -> None:
+    """A second of each modality at each server, which is not counted."""
+    for process, modality in itertools.product(running.values(), MODALITIES):
+        load(process.url, bodies(modality), concurrency=8, seconds=1, tally=Tally())
 
 
-_STARTS = itertools.count(0, 1_000_000)
+def compared(running: dict[str, Running]) -> dict[str, float]:
+    """Largest difference of a number in rows from the plain server's, images as the model has them.
 
-
-@contextmanager
-def server(command: list[str]) -> Iterator[str]:
-    """A process on a free port of loopback; its address."""
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    lines: list[str] = []
-    try:
-        for line in process.stderr:
-            lines.append(line)
-            if "running on http" in line:
-                break
-        else:
-            message = "a server did not start:\n" + "".join(lines)
-            raise SystemExit(message)
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield lines[-1].split("running on ")[1].split()[0]
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def plain_command(bundle: Path) -> list[str]:
-    """The process of `serve_plain`."""
-    code = f"from tests.bench.bench_serve import serve_plain; serve_plain({str(bundle)!r})"
-    return [sys.executable, "-c", code]
-
-
-def infinity_command(python: Path, model: Path) -> list[str]:
-    """infinity-emb with a local folder; its routes under `/v1`, as ours are.
-
-    A torchvision that was built for CUDA needs `vlm/torchvision_shim.py` in that environment.
+    Raises:
+        SystemExit: If fp32 servers differ by more than 1e-4: then they serve other models.
     """
-    code = (
-        "import importlib.util as u\n"
-        "if u.find_spec('torchvision_shim'):\n"
-        "    import torchvision_shim; torchvision_shim.install()\n"
-        "from infinity_emb.cli import cli; cli()"
-    )
-    options = {
-        "--model-id": str(model), "--engine": "torch", "--device": "cpu", "--url-prefix": "/v1",
-        "--host": "127.0.0.1", "--port": str(free_port()),
-    }  # fmt: skip
-    words = [word for pair in options.items() for word in pair]
-    return [str(python), "-c", code, "v2", *words, "--no-bettertransformer", "--no-model-warmup"]
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((224, 224)).save(buffer, "PNG")
+    image = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    asked = [(image, "image"), *((text, "text") for text in ("a red apple", "two dogs, a cat"))]
+    rows = {
+        name: np.array([_row(process.url, text, kind) for text, kind in asked])
+        for name, process in running.items()
+    }
+    found = {name: float(np.abs(rows[name] - rows[PLAIN]).max()) for name in running}
+    if any(d > 1e-4 for name, d in found.items() if not name.endswith(("int8", "bf16"))):
+        message = f"these servers do not serve one model: {found}"
+        raise SystemExit(message)
+    return found
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+def _row(url: str, text: str, modality: str) -> list[float]:
+    body = {"input": text, "modality": modality}
+    answer = httpx.post(f"{url}/v1/embeddings", json=body, timeout=60).raise_for_status()
+    row: list[float] = answer.json()["data"][0]["embedding"]
+    return row
 
 
-def our_command(bundle: Path, runtime: str) -> list[str]:
-    """The process of our server, with a collection of its own."""
-    index = bundle.parent / f"index-{runtime}"
-    settings = [f"bundle={bundle}", f"index={index}", f"runtime={runtime}", "port=0"]
-    return [sys.executable, "-m", "serving", *settings]
+def bare(arguments: argparse.Namespace, names: list[str], tree: dict[str, Any]) -> dict[str, Any]:
+    """What a loop over batches of 32 in this process does a second, and what of it HTTP leaves.
+
+    `model`: the forward pass alone. `files`: decoding, resizing or tokenizing too, one thread.
+    """
+    found: dict[str, Any] = {}
+    bundle = load_bundle(arguments.work / "bundle")
+    for name in names:
+        chosen = gated_runtime(name, bundle, cache=default_cache(arguments.work / "bundle"))
+        encoder = Encoder(bundle, runtime=chosen.runtime)
+        for modality in MODALITIES:
+            make = bodies(modality)
+            inputs = [json.loads(make(number))["input"] for number in range(32)]
+            ready = _prepared(encoder, modality, inputs)
+            run = encoder.encode_pixels if modality == "images" else encoder.encode_token_ids
+            model = _per_second(partial(run, ready), arguments.seconds)
+            files = _per_second(
+                lambda m=modality, i=inputs, e=encoder, r=run: r(_prepared(e, m, i)),
+                arguments.seconds,
+            )
+            figures = {"model": model, "files": files}
+            served = tree.get("rates", {}).get(modality, {}).get(f"ours, {name}", {}).get("32")
+            if served is not None:
+                of = served["per_second"]
+                figures |= {"served": of, "cost_of_model": round(1 - of / model, 3),
+                            "cost_of_files": round(1 - of / files, 3)}  # fmt: skip
+            found.setdefault(modality, {})[name] = figures
+    return found
 
 
-def serve_plain(bundle: str) -> None:
-    """What people write first."""
-    import fastapi
-    import open_clip
-    import uvicorn
+def _prepared(encoder: Encoder, modality: str, inputs: list[str]) -> np.ndarray:
+    if modality == "texts":
+        ids = encoder.tokenize(inputs)
+        return ids[:, : int((ids != 0).sum(axis=1).max())]
+    files = [base64.b64decode(text.partition(",")[2]) for text in inputs]
+    return np.stack([encoder.prepare_image(decode_image(file)) for file in files])
 
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{bundle}")
-    tokenize = open_clip.get_tokenizer(f"local-dir:{bundle}")
-    model.eval()
-    app = fastapi.FastAPI()
 
-    @app.post("/v1/embeddings")
-    def embed(body: dict[str, Any]) -> dict[str, Any]:
-        text = body["input"]
-        with torch.inference_mode():
-            if text.startswith("data:image/"):
-                data = base64.b64decode(text.partition(",")[2])
-                pixels = transform(Image.open(io.BytesIO(data)).convert("RGB"))
-                rows = model.encode_image(pixels[None], normalize=True)
-            else:
-                rows = model.encode_text(tokenize([text]), normalize=True)
-        return {"data": [{"embedding": rows[0].tolist(), "index": 0}]}
+def _per_second(run: Callable[[], Any], seconds: float) -> float:
+    run()
+    count, begin = 0, time.perf_counter()
+    while time.perf_counter() < begin + seconds:
+        run()
+        count += 32
+    return round(count / (time.perf_counter() - begin), 1)
 
-    uvicorn.run(app, port=0, access_log=False)
+
+def half(arguments: argparse.Namespace, names: list[str], tree: dict[str, Any]) -> dict[str, Any]:
+    """Latencies of ours at half of its capacity."""
+    found: dict[str, Any] = {}
+    for name in names[1:]:
+        with server(our_command(arguments.work / "bundle", name)) as running:
+            for modality in MODALITIES:
+                capacity = tree["rates"][modality][f"ours, {name}"]["32"]["per_second"]
+                load(running.url, bodies(modality), concurrency=8, seconds=1, tally=Tally())
+                for even in (True, False):
+                    tally = Tally()
+                    pace(running.url, bodies(modality), rate=capacity / 2, even=even, most=64,
+                         seconds=4 * arguments.seconds, tally=tally)  # fmt: skip
+                    figures: dict[str, Any] = tally.figures()
+                    figures["p99_over_p50"] = round(figures["p99_ms"] / figures["p50_ms"], 2)
+                    kind = "even" if even else "random"
+                    found.setdefault(modality, {}).setdefault(name, {})[kind] = figures
+    return found
+
+
+def overload(
+    arguments: argparse.Namespace, names: list[str], tree: dict[str, Any]
+) -> dict[str, Any]:
+    """Ten times the capacity: what is accepted is answered, what is not is told so at once.
+
+    A lost connection, or any answer but 200 and 503 with a Retry-After, ends the run as an error.
+    """
+    name = names[-1]
+    capacity = tree["rates"]["images"][f"ours, {name}"]["32"]["per_second"]
+    tally = Tally()
+    command = our_command(arguments.work / "bundle", name, "max_waiting=64")
+    with server(command) as running:
+        begin = time.perf_counter()
+        pace(running.url, bodies("images"), rate=10 * capacity, seconds=arguments.overload,
+             tally=tally)  # fmt: skip
+        spent = time.perf_counter() - begin
+        ready = httpx.get(f"{running.url}/readyz", timeout=30).status_code
+        peak = running.peak_mib()
+    asked = tally.requests + tally.refused
+    return {"runtime": name, "wanted_per_second": 10 * capacity, "seconds": round(spent, 1),
+            "asked_per_second": round(asked / spent, 1), "answered": tally.requests,
+            "refused": tally.refused, "lost": 0, **tally.figures(), "ready_after": ready,
+            "peak_mib": peak}  # fmt: skip
+
+
+def bodies(modality: str) -> Callable[[int], bytes]:
+    """Bodies that no server has seen in an earlier run, so that no cache answers."""
+    make, start = image_bodies() if modality == "images" else text_bodies(), next(_STARTS)
+    return lambda number: make(start + number)
 
 
 if __name__ == "__main__":

@@ -161,6 +161,10 @@ def test_the_load_generator_tells_rates_and_what_was_refused(
         assert figures["4"]["per_second"] > 0
         assert figures["1"]["p99_ms"] >= figures["1"]["p50_ms"] > 0
         assert "answers/s" in printed
+    run("bench-serve", server.url, "--texts", "--rate", 40, "--seconds", 0.5, "--out", out)
+    figures = json.loads(out.read_text())
+    assert set(figures) == {"server", "inputs", "40 a second"}
+    assert figures["40 a second"]["p50_ms"] > 0
 
 
 @pytest.mark.parametrize(

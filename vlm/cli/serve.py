@@ -12,7 +12,9 @@ __all__ = ["bundle_folder", "serve"]
 def serve(
     bundle: Annotated[
         str,
-        typer.Argument(help="A bundle folder, local-dir:FOLDER, or open_clip:ARCH/TAG."),
+        typer.Argument(
+            help="A bundle (folder or s3://… URL), local-dir:FOLDER, or open_clip:ARCH/TAG."
+        ),
     ] = "runs/demo/bundle",
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings, e.g. max_batch=16")
@@ -33,10 +35,13 @@ def serve(
 
     folder = bundle_folder(bundle)
     info = read_bundle_info(folder)
+    home = (
+        Path("runs") / bundle.rstrip("/").rsplit("/", 1)[-1] if "://" in bundle else folder.parent
+    )
     settings = load_settings(
         [
             f"bundle={folder}",
-            f"index={index or folder.parent / 'index'}",
+            f"index={index or home / 'index'}",
             f"host={host}",
             f"port={port}",
             *(overrides or []),
@@ -51,17 +56,21 @@ def serve(
 
 
 def bundle_folder(source: str) -> Path:
-    """The folder itself, or where the bundle of an open_clip model has been made.
+    """The folder itself, or where a bundle was fetched to or made of an open_clip model.
 
     Raises:
         BundleError: If the model cannot be had, or bundles cannot hold it.
+        StoreError: If an object store does not answer.
     """
+    from vlm.inference import cached_bundle  # noqa: PLC0415 - torch costs seconds
     from vlm.inference.open_clip_source import (  # noqa: PLC0415 - torch costs seconds
         import_open_clip,
         is_open_clip_source,
         open_clip_name,
     )
 
+    if "://" in source:
+        return cached_bundle(source, Path("~/.cache/vlm/bundles").expanduser())
     if not is_open_clip_source(source):
         return Path(source)
     folder = Path("runs") / open_clip_name(source) / "bundle"

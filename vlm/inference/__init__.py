@@ -19,7 +19,7 @@ from vlm.inference.generate import (
     Strategy,
     generate,
 )
-from vlm.inference.transfer import fetch_bundle, push_bundle
+from vlm.inference.transfer import cached_bundle, fetch_bundle, push_bundle, stored_bundles
 from vlm.inference.zero_shot import (
     class_embeddings,
     exclusive_probabilities,
@@ -39,6 +39,7 @@ __all__ = [
     "ModalityMeans",
     "NucleusSampling",
     "Strategy",
+    "cached_bundle",
     "class_embeddings",
     "exclusive_probabilities",
     "fetch_bundle",
@@ -50,5 +51,6 @@ __all__ = [
     "push_bundle",
     "read_bundle_info",
     "save_bundle",
+    "stored_bundles",
     "verify_bundle",
 ]

@@ -6,6 +6,7 @@ bundle that was fetched appears under its name only when its files have the prom
 """
 
 import json
+import re
 import shutil
 import tempfile
 from datetime import timedelta
@@ -17,10 +18,11 @@ import obstore.exceptions
 import obstore.store
 from obstore.store import ObjectStore
 
+from vlm.data.cache import locked
 from vlm.errors import BundleError, StoreError
 from vlm.inference.bundle import BundleInfo, bundle_files, read_bundle_info, verify_bundle
 
-__all__ = ["fetch_bundle", "push_bundle"]
+__all__ = ["cached_bundle", "fetch_bundle", "push_bundle", "stored_bundles"]
 
 _DESCRIPTION: Final = "bundle.json"
 _ATTEMPTS: Final = 8
@@ -64,6 +66,54 @@ def fetch_bundle(source: str, folder: Path, *, fingerprint: str | None = None) -
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return info
+
+
+def cached_bundle(source: str, cache: Path) -> Path:
+    """The folder of a bundle of a store, fetched once by whichever process comes first.
+
+    What lies in the cache is named by fingerprint, and verified each time.
+
+    Args:
+        source: URL of the bundle.
+        cache: Folder of all bundles that were fetched; made if it is missing.
+
+    Raises:
+        BundleError: If there is no intact bundle.
+        StoreError: If the store does not answer.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    fingerprint = _fingerprint_at(_open(source), source)
+    if fingerprint is None or not re.fullmatch("[0-9a-f]{64}", fingerprint):
+        message = f"{source}: no bundle is there ({_DESCRIPTION} with a fingerprint); push one"
+        raise BundleError(message)
+    folder = cache / fingerprint[:16] / "bundle"
+    with locked(cache / f".{fingerprint[:16]}.lock"):
+        fetch_bundle(source, folder, fingerprint=fingerprint)
+    return folder
+
+
+def stored_bundles(prefix: str) -> list[str]:
+    """Names of the bundles right under a URL, in order.
+
+    Raises:
+        BundleError: If no store can be opened there.
+        StoreError: If the store does not answer.
+    """
+    store = _open(prefix)
+    try:
+        found = obstore.list_with_delimiter(store)["common_prefixes"]
+        names = sorted(path.strip("/").rsplit("/", 1)[-1] for path in found)
+        return [name for name in names if _has_bundle(store, name)]
+    except (obstore.exceptions.BaseError, OSError) as error:
+        raise _unreachable(prefix, "", error) from error
+
+
+def _has_bundle(store: ObjectStore, name: str) -> bool:
+    try:
+        obstore.head(store, f"{name}/{_DESCRIPTION}")
+    except _MISSING:
+        return False
+    return True
 
 
 def push_bundle(folder: Path, target: str) -> BundleInfo:
