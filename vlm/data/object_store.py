@@ -43,6 +43,8 @@ URL_SCHEMES: Final = ("s3", "gs", "az", "http", "https")
 _BLOCK: Final = 8 * 2**20
 _PARTS_AHEAD: Final = 4
 _MISSING: Final = (FileNotFoundError, obstore.exceptions.NotFoundError)
+_NO_BUCKET: Final = "404 Not Found"
+"""In what obstore says of a listing; it has no error of its own for that."""
 _FINAL: Final = (
     PermissionError,
     obstore.exceptions.PermissionDeniedError,
@@ -236,24 +238,28 @@ class ObjectStore:
             StoreError: If all attempts failed.
         """
         for name in names:
-            with contextlib.suppress(MissingObjectError):
-                self._patiently(name, partial(obstore.delete, self._store, name), verb="removed")
+            self._patiently(name, partial(self._remove, name), verb="removed")
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(*_MISSING):  # some stores say so
+            obstore.delete(self._store, name)
 
     def _patiently(self, name: str, ask: Callable[[], _Answer], *, verb: str = "read") -> _Answer:
         for attempt in range(self._config.attempts):
             try:
                 answer = ask()
             except _MISSING as error:
-                message = f"{self.url}/{name}: no such object"
-                raise MissingObjectError(message) from error
+                raise self._missing(name, verb) from error
             except _FINAL as error:
-                message = f"{self.url}/{name}: cannot be {verb} ({_first_line(error)})"
+                message = f"{self._place(name)}: cannot be {verb} ({_first_line(error)})"
                 raise DataError(message) from error
             except (obstore.exceptions.BaseError, _ShortAnswerError, OSError) as error:
+                if verb == "listed" and _NO_BUCKET in str(error):
+                    raise self._missing(name, verb) from error
                 self._count(failures=1)
                 if attempt + 1 == self._config.attempts:
                     message = (
-                        f"{self.url}/{name}: the store failed {attempt + 1} times, at last with: "
+                        f"{self._place(name)}: the store failed {attempt + 1} times, at last with: "
                         f"{_first_line(error)}. Start again with --resume when it answers, or "
                         f"raise data.remote.attempts or timeout_seconds"
                     )
@@ -264,6 +270,14 @@ class ObjectStore:
                 self._count(size=len(answer) if isinstance(answer, bytes) else 0)
                 return answer
         raise AssertionError
+
+    def _missing(self, name: str, verb: str) -> DataError:
+        if verb == "read":
+            return MissingObjectError(f"{self._place(name)}: no such object")
+        return DataError(f"{self._place(name)}: cannot be {verb}, there is no such bucket")
+
+    def _place(self, name: str) -> str:
+        return f"{self.url}/{name}" if name else self.url
 
     def _count(self, *, failures: int = 0, size: int = 0) -> None:
         with self._lock:
