@@ -37,12 +37,12 @@ def pid_of_rank(rank: int, launcher: int) -> int:
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds ranks in /proc")
 def test_a_run_whose_rank_is_killed_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
     write_dataset(tmp_path / "shards", 64)
-    straight = configured(tmp_path, name="straight", steps=40)
-    broken: TrainConfig = configured(tmp_path, name="broken", steps=40)
+    straight = configured(tmp_path, name="straight", steps=24)
+    broken: TrainConfig = configured(tmp_path, name="broken", steps=24)
     run_ranks(2, train_on_ranks, straight, False)
 
     path = tmp_path / "broken.yaml"
-    path.write_text(yaml.safe_dump(tree(tmp_path, name="broken", steps=40)))
+    path.write_text(yaml.safe_dump(tree(tmp_path, name="broken", steps=24)))
     torchrun = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts",
          "3", "--master-port", str(free_port()), "-m", "vlm", "train", str(path), "--resume"],
