@@ -3,6 +3,7 @@
 from vlm.distributed.collectives import (
     any_rank,
     barrier,
+    gather_counts,
     gather_rows,
     gather_rows_with_gradient,
     max_over_ranks,
@@ -35,6 +36,7 @@ __all__ = [
     "barrier",
     "connected_world",
     "gather_bytes",
+    "gather_counts",
     "gather_rows",
     "gather_rows_with_gradient",
     "gather_uneven_rows",
