@@ -39,8 +39,6 @@ Found = dict[QueryKind, list[set[str]]]
 HELD_OUT: Final = 64
 """Queries of each kind."""
 _LIMIT: Final = 10
-_PROBES: Final = (2, 4, 8, 16, 32, 64, 128)
-_REFINE: Final = (5, 20, 80)
 _ENOUGH: Final = 0.999
 _GROWTH: Final = 1.25
 _REBUILD_GROWTH: Final = 4.0
@@ -143,14 +141,14 @@ def measure(store: Store, queries: Mapping[QueryKind, np.ndarray], *, target: fl
     truth, milliseconds = _searched(store, queries, None)
     curve = [Point(effort=None, recall=_shares(truth, truth), milliseconds=milliseconds)]
     before: list[dict[QueryKind, float]] = []
-    for probes in _PROBES if store.is_indexed else ():
-        for effort in (Effort(probes, refine) for refine in _REFINE):
+    for efforts in store.efforts if store.is_indexed else ():
+        for effort in efforts:
             found, milliseconds = _searched(store, queries, effort)
             shares = _shares(found, truth)
             curve.append(Point(effort=effort, recall=shares, milliseconds=milliseconds))
             if min(shares.values(), default=1.0) >= _ENOUGH:
                 break
-        now = [point.recall for point in curve[-len(_REFINE) :]]
+        now = [point.recall for point in curve[-len(efforts) :]]
         if now == before or _worst(curve[-1]) >= _ENOUGH:
             break  # further probes look into nothing new, or there is nothing more to find
         before = now

@@ -1,7 +1,7 @@
 """Where vectors are kept."""
 
-from serving.stores.base import Effort, Hit, Item, Snapshots, Store, best_first
-from serving.stores.embedded import CollectionInfo, EmbeddedStore, read_collection_info
+from serving.stores.base import CollectionInfo, Effort, Hit, Item, Snapshots, Store, best_first
+from serving.stores.embedded import EmbeddedStore, read_collection_info
 from serving.stores.filters import Filter, IsModality, Modality, matches, parse_filter
 
 __all__ = [

@@ -8,7 +8,15 @@ import numpy as np
 
 from serving.stores.filters import Filter, Modality
 
-__all__ = ["Effort", "Hit", "Item", "Snapshots", "Store", "best_first"]
+__all__ = ["CollectionInfo", "Effort", "Hit", "Item", "Snapshots", "Store", "best_first"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionInfo:
+    """Whose vectors a collection holds."""
+
+    fingerprint: str
+    dim: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +128,11 @@ class Store(Protocol):
 
     def sample(self, count: int, *, seed: int = 0) -> list[Item]:
         """Items drawn evenly, without one twice; all of them if there are no more."""
+        ...
+
+    @property
+    def efforts(self) -> Sequence[Sequence[Effort]]:
+        """What may be worth trying: groups of rising probes, within each of rising refinement."""
         ...
 
     @property

@@ -24,16 +24,19 @@ class Coarse:
     """A store whose index misses a known share: with p probes it knows p of the 16 first items."""
 
     is_indexed = True
+    efforts = tuple(
+        tuple(Effort(probes, refine) for refine in (5, 20, 80)) for probes in (2, 4, 8, 16, 32)
+    )
 
     def __init__(self, best: int) -> None:
         self.best = best
-        self.efforts: list[Effort | None] = []
+        self.tried: list[Effort | None] = []
 
     def count(self) -> int:
         return 100
 
     def search(self, vector: np.ndarray, limit: int, *, effort: Effort | None) -> list[Hit]:
-        self.efforts.append(effort)
+        self.tried.append(effort)
         known = limit if effort is None else min(limit, effort.probes * self.best // 16)
         return [
             Hit(id=str(n), score=0, text=None, metadata={}, has_thumbnail=False)
