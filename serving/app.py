@@ -12,7 +12,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import vlm
-from serving.errors import BadInputError, ConflictError, NotFoundError, OverloadedError
+from serving.errors import (
+    BadInputError,
+    ConflictError,
+    NotFoundError,
+    OverloadedError,
+    StoreUnavailableError,
+)
 from serving.metrics import Metrics
 from serving.routes import routers
 from serving.routes.caption import CaptionRequest
@@ -48,6 +54,7 @@ _STATUS: dict[type[Exception], int] = {
     ConflictError: 409,
     NotFoundError: 404,
     OverloadedError: 503,
+    StoreUnavailableError: 503,
 }
 
 

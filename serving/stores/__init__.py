@@ -1,17 +1,23 @@
 """Where vectors are kept."""
 
 from serving.stores.base import CollectionInfo, Effort, Hit, Item, Snapshots, Store, best_first
+from serving.stores.catalog import DEFAULT, Catalog, Known
 from serving.stores.embedded import EmbeddedStore, read_collection_info
 from serving.stores.filters import Filter, IsModality, Modality, matches, parse_filter
+from serving.stores.folders import FolderCatalog
 
 __all__ = [
+    "DEFAULT",
+    "Catalog",
     "CollectionInfo",
     "Effort",
     "EmbeddedStore",
     "Filter",
+    "FolderCatalog",
     "Hit",
     "IsModality",
     "Item",
+    "Known",
     "Modality",
     "Snapshots",
     "Store",

@@ -10,11 +10,10 @@ from serving.services.recall import (
     Point,
     held_out_queries,
     is_out_of_date,
-    load_measurement,
     measure,
-    only_one,
-    save_measurement,
+    read_measurement,
     tune,
+    written,
 )
 from serving.stores import Effort, EmbeddedStore, Hit, Item, Store
 from tests.support import unit_rows
@@ -98,21 +97,12 @@ def test_queries_are_captions_pictures_and_their_sums() -> None:
     assert held_out_queries([], encode) == {}
 
 
-def test_a_measurement_is_kept_and_a_broken_file_is_measured_again(tmp_path: Path) -> None:
-    assert load_measurement(tmp_path) is None
+def test_a_measurement_is_kept_and_a_broken_one_is_measured_again() -> None:
+    assert read_measurement(None) is None
     found = measure(coarse(16), QUERIES, target=0.5)
-    save_measurement(tmp_path, found)
-    assert load_measurement(tmp_path) == found
+    assert read_measurement(written(found)) == found
     for broken in ("{", "[]", '{"items": 3}'):
-        (tmp_path / "recall.json").write_text(broken)
-        assert load_measurement(tmp_path) is None
-
-
-def test_a_collection_is_looked_after_by_one_at_a_time(tmp_path: Path) -> None:
-    with only_one(tmp_path) as first, only_one(tmp_path) as second:
-        assert (first, second) == (True, False)
-    with only_one(tmp_path) as again:
-        assert again
+        assert read_measurement(broken) is None
 
 
 def test_a_collection_is_measured_when_it_grows_and_not_while_it_is_small(tmp_path: Path) -> None:
