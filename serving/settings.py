@@ -69,8 +69,7 @@ class EmbeddedStoreConfig(Config):
 class MilvusStoreConfig(Config):
     """Collections in a Milvus cluster, with all that is known of them.
 
-    `shards`, `partition_key`, `partitions` and `index` are of collections that are made from now
-    on; others stay as they were made.
+    `shards` and `index` are of collections that are made from now on; others stay as they are.
     """
 
     type: Literal["milvus"] = "milvus"
@@ -86,9 +85,6 @@ class MilvusStoreConfig(Config):
     of the one write it was amid."""
     replicas: int = Field(1, ge=1, le=64)
     """Copies in memory, each on query nodes of its own."""
-    partition_key: str | None = None
-    """A key of the metadata; filters by its value look into few partitions."""
-    partitions: int = Field(16, ge=1, le=1024)
     index: Literal["ivf_flat", "flat"] = "ivf_flat"
     """Those kinds that exact search is possible with, so that recall can be measured."""
     consistency: Literal["session", "strong"] = "session"

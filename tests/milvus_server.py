@@ -48,6 +48,8 @@ _SETTINGS: Final = {
     "queryCoord.checkHandoffInterval": "200",
     "queryCoord.distPullInterval": "50",
     "rootCoord.dmlChannelNum": "4",
+    # A server that was killed is given up sooner than after 30 s.
+    "common.session.ttl": "3",
     "proxy.timeTickInterval": "20",
     "log.level": "warn",
 }

@@ -43,6 +43,7 @@ _IDS: Final = 2_000
 """In one expression."""
 _MOST_CAPTIONS: Final = 10_000
 _INDEX_SECONDS: Final = 3_600.0
+_LOAD_SECONDS: Final = 1_800.0
 _DRAWS: Final = 2**32
 _log = logging.getLogger(__name__)
 
@@ -70,15 +71,17 @@ class MilvusStore:
         self._level = cluster.options.consistency.capitalize()
         if not cluster.call("has_collection", name):
             create_collection(cluster, name, fingerprint, dim)
-        described = cluster.call("describe_collection", name)
-        check_collection(described, fingerprint)
-        self._partition_key: str | None = json.loads(described["description"])["partition_key"]
+        check_collection(cluster.call("describe_collection", name), fingerprint)
         # Made whole by whoever comes next, should its maker have been stopped in between.
         if not cluster.call("list_indexes", name):
             create_index(cluster, name)
-        cluster.call("load_collection", name, replica_number=cluster.options.replicas)
+        replicas = cluster.options.replicas
+        cluster.call("load_collection", name, replica_number=replicas, timeout=_LOAD_SECONDS)
         kind = cluster.call("describe_index", name, "vector")["index_type"]
         self._is_flat = kind == "FLAT"
+        # What was written before, by whomever, is seen from here on: a server that has just started
+        # answers before it has read all of its log again.
+        self._query("", ["count(*)"], None, level="Strong")
 
     @property
     def efforts(self) -> Sequence[Sequence[Effort]]:
@@ -91,10 +94,7 @@ class MilvusStore:
         if not items:
             return
         latest = {item.id: item for item in items}  # of equal ids in one call the last one counts
-        rows = [
-            row_of(item, dim=self.dim, partition_key=self._partition_key)
-            for item in latest.values()
-        ]
+        rows = [row_of(item, dim=self.dim) for item in latest.values()]
         with self._write_lock:
             self._call("upsert", rows)
 
@@ -237,7 +237,7 @@ class MilvusStore:
 
     def _expressions(self, where: Filter, also: str = "", *, after: str = "") -> list[str]:
         """Expressions that together let through what fulfils a filter; none if nothing does."""
-        native = all_of(translated(where, partition_key=self._partition_key), also)
+        native = all_of(translated(where), also)
         if not any(isinstance(condition, Contains) for condition in where):
             return [native]
         fields = ["id", "metadata", "modality"]

@@ -40,8 +40,6 @@ class MilvusOptions:
     index: Literal["ivf_flat", "flat"] = "ivf_flat"
     shards: int = 1
     replicas: int = 1
-    partition_key: str | None = None
-    partitions: int = 16
 
 
 class MilvusCluster:
@@ -107,12 +105,7 @@ def info_of(described: dict[str, Any]) -> CollectionInfo | None:
 def create_collection(cluster: MilvusCluster, name: str, fingerprint: str, dim: int) -> None:
     """Make an empty collection, without an index yet."""
     options = cluster.options
-    told = {
-        "format": _FORMAT,
-        "fingerprint": fingerprint,
-        "dim": dim,
-        "partition_key": options.partition_key,
-    }
+    told = {"format": _FORMAT, "fingerprint": fingerprint, "dim": dim}
     schema = MilvusClient.create_schema(
         auto_id=False, enable_dynamic_field=False, description=json.dumps(told)
     )
@@ -132,18 +125,12 @@ def create_collection(cluster: MilvusCluster, name: str, fingerprint: str, dim: 
     schema.add_field("draw", DataType.INT64)
     for column in ("has_text", "has_thumbnail"):
         schema.add_field(column, DataType.BOOL)
-    parted: dict[str, Any] = {}
-    if options.partition_key is not None:
-        length = DIGEST_CHARACTERS
-        schema.add_field("part", DataType.VARCHAR, max_length=length, is_partition_key=True)
-        parted = {"num_partitions": options.partitions}
     cluster.call(
         "create_collection",
         name,
         schema=schema,
         num_shards=options.shards,
         consistency_level=options.consistency.capitalize(),
-        **parted,
     )
 
 

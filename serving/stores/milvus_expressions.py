@@ -18,7 +18,6 @@ from serving.stores.filters import (
     IsModality,
     OneOf,
     Range,
-    Scalar,
     as_number,
     facet,
     facets_of,
@@ -26,20 +25,16 @@ from serving.stores.filters import (
 
 __all__ = [
     "DIGEST_CHARACTERS",
-    "NO_PARTITION",
     "all_of",
     "any_word",
     "digest",
     "filter_columns",
     "one_of_ids",
-    "partition_of",
     "quoted",
     "translated",
 ]
 
 DIGEST_CHARACTERS: Final = 24
-NO_PARTITION: Final = "-"
-"""Where items lie that have no single value to be parted by."""
 
 
 def digest(text: str) -> str:
@@ -60,22 +55,9 @@ def filter_columns(metadata: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def partition_of(key: str, metadata: Mapping[str, Any]) -> str:
-    """Where an item lies if items are parted by the value of a key."""
-    value = metadata.get(key)
-    return digest(facet(key, value)) if isinstance(value, Scalar) else NO_PARTITION
-
-
-def translated(where: Filter, *, partition_key: str | None = None) -> str:
+def translated(where: Filter) -> str:
     """An expression for all conditions but `contains`; empty if it lets everything through."""
-    return all_of(
-        *(_condition(condition) for condition in where),
-        *(
-            f'part in ["{NO_PARTITION}", {_facets(condition)}]'
-            for condition in where
-            if isinstance(condition, OneOf) and condition.key == partition_key
-        ),
-    )
+    return all_of(*(_condition(condition) for condition in where))
 
 
 def all_of(*expressions: str) -> str:

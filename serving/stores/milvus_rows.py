@@ -9,7 +9,7 @@ import numpy as np
 from serving.errors import BadInputError
 from serving.stores.base import Hit, Item
 from serving.stores.captions import words_of
-from serving.stores.milvus_expressions import digest, filter_columns, partition_of
+from serving.stores.milvus_expressions import digest, filter_columns
 
 __all__ = ["LONGEST_ID", "LONGEST_TEXT", "MOST_VALUES", "PAYLOAD", "hit_of", "item_of", "row_of"]
 
@@ -21,7 +21,7 @@ PAYLOAD: Final = ("modality", "text", "has_text", "metadata", "has_thumbnail")
 """The columns of a hit."""
 
 
-def row_of(item: Item, *, dim: int, partition_key: str | None) -> dict[str, Any]:
+def row_of(item: Item, *, dim: int) -> dict[str, Any]:
     """The row of an item.
 
     Raises:
@@ -46,8 +46,6 @@ def row_of(item: Item, *, dim: int, partition_key: str | None) -> dict[str, Any]
         "thumbnail": base64.b64encode(item.thumbnail or b"").decode(),
         "has_thumbnail": item.thumbnail is not None,
     }
-    if partition_key is not None:
-        row["part"] = partition_of(partition_key, item.metadata)
     _check_fits(item.id, row)
     return row
 
