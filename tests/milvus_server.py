@@ -24,7 +24,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +41,9 @@ _PR_SET_PDEATHSIG: Final = 1
 _SETTINGS: Final = {
     # As serving/README.md asks: what is not indexed yet is compared exactly.
     "queryNode.segcore.interimIndex.enableIndex": "false",
+    "log.level": "warn",
+}
+_TEST_SETTINGS: Final = {
     # So that the few items of a test get an index at all, and soon.
     "indexCoord.segment.minSegmentNumRowsToEnableIndex": "64",
     "rootCoord.minSegmentSizeToEnableIndex": "64",
@@ -50,8 +53,6 @@ _SETTINGS: Final = {
     "rootCoord.dmlChannelNum": "4",
     # A server that was killed is given up sooner than after 30 s.
     "common.session.ttl": "3",
-    "proxy.timeTickInterval": "20",
-    "log.level": "warn",
 }
 
 
@@ -60,14 +61,22 @@ class MilvusServer:
 
     Args:
         folder: Of its data; what another process left there is there again.
+        production: Whether it is set up as by its makers, and not for the few items of a test.
 
     Raises:
         RuntimeError: If it cannot be started here; the message says why.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, production: bool = False) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.milvus_server", "serve", str(folder)],
+            [
+                sys.executable,
+                "-m",
+                "tests.milvus_server",
+                "serve",
+                str(folder),
+                *["production"] * production,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -78,6 +87,12 @@ class MilvusServer:
             self.stop()
             raise RuntimeError(rest or "the server ended before it was ready")
         self.uri, self._pid = rest.split()
+
+    @property
+    def peak_mb(self) -> int:
+        """The most memory that the server has had."""
+        status = Path(f"/proc/{self._pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
     def kill(self) -> None:
         """SIGKILL, to the server itself."""
@@ -94,9 +109,9 @@ class MilvusServer:
 
 
 @contextlib.contextmanager
-def milvus_server(folder: Path) -> Iterator[MilvusServer]:
+def milvus_server(folder: Path, *, production: bool = False) -> Iterator[MilvusServer]:
     """A server for the time of a block."""
-    server = MilvusServer(folder)
+    server = MilvusServer(folder, production=production)
     try:
         yield server
     finally:
@@ -129,7 +144,7 @@ def install() -> str | None:
     return None
 
 
-def serve(folder: Path) -> None:
+def serve(folder: Path, settings: Mapping[str, str]) -> None:
     """Run a server until the standard input ends."""
     outside = socket.create_server(("127.0.0.1", 0))
     try:
@@ -137,7 +152,7 @@ def serve(folder: Path) -> None:
     except OSError as error:
         _say(f"refused no network namespace can be made here: {error}")
         return
-    process = _started(folder)
+    process = _started(folder, settings)
     try:
         if not _is_healthy(process):
             log = (folder / "logs" / "server.log").read_text(errors="replace")
@@ -161,11 +176,11 @@ def _enter_network_namespace() -> None:
         fcntl.ioctl(device, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", known | _IFF_UP))
 
 
-def _started(folder: Path) -> "subprocess.Popen[bytes]":
+def _started(folder: Path, settings: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     sys.path.append(str(PACKAGE))
     package = importlib.import_module("milvus")
     config = package.MilvusServerConfig(data_dir=str(folder))
-    for key, value in _SETTINGS.items():
+    for key, value in settings.items():
         config.set(key, value)
     config.resolve()
     environment = {
@@ -233,4 +248,4 @@ if __name__ == "__main__":
         if problem:
             _say(problem)
     else:
-        serve(Path(sys.argv[2]))
+        serve(Path(sys.argv[2]), _SETTINGS if sys.argv[3:] else _SETTINGS | _TEST_SETTINGS)
