@@ -1,7 +1,7 @@
 """A real Milvus server for tests: the all-in-one of the PyPI package `milvus`, kept to itself.
 
     python -m tests.milvus_server install            # once, into build/milvus
-    python -m tests.milvus_server serve FOLDER       # prints its address; ends with its input
+    python -m tests.milvus_server serve FOLDER KEY=VALUE …   # ends with its input
 
 The server listens on every interface, on fixed ports. So it runs in a network namespace of its
 own, where nothing else is: this process makes a socket on loopback outside, enters a new namespace,
@@ -51,8 +51,6 @@ _TEST_SETTINGS: Final = {
     "queryCoord.checkHandoffInterval": "200",
     "queryCoord.distPullInterval": "50",
     "rootCoord.dmlChannelNum": "4",
-    # A server that was killed is given up sooner than after 30 s.
-    "common.session.ttl": "3",
 }
 
 
@@ -62,21 +60,18 @@ class MilvusServer:
     Args:
         folder: Of its data; what another process left there is there again.
         production: Whether it is set up as by its makers, and not for the few items of a test.
+        more: Further keys of its configuration.
 
     Raises:
         RuntimeError: If it cannot be started here; the message says why.
     """
 
-    def __init__(self, folder: Path, *, production: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, production: bool = False, more: Mapping[str, str] | None = None
+    ) -> None:
+        settings = _SETTINGS | ({} if production else _TEST_SETTINGS) | dict(more or {})
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.milvus_server",
-                "serve",
-                str(folder),
-                *["production"] * production,
-            ],
+            [sys.executable, "-m", "tests.milvus_server", "serve", str(folder), *_listed(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -109,9 +104,11 @@ class MilvusServer:
 
 
 @contextlib.contextmanager
-def milvus_server(folder: Path, *, production: bool = False) -> Iterator[MilvusServer]:
+def milvus_server(
+    folder: Path, *, production: bool = False, more: Mapping[str, str] | None = None
+) -> Iterator[MilvusServer]:
     """A server for the time of a block."""
-    server = MilvusServer(folder, production=production)
+    server = MilvusServer(folder, production=production, more=more)
     try:
         yield server
     finally:
@@ -237,6 +234,10 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
+def _listed(settings: Mapping[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
@@ -248,4 +249,4 @@ if __name__ == "__main__":
         if problem:
             _say(problem)
     else:
-        serve(Path(sys.argv[2]), _SETTINGS if sys.argv[3:] else _SETTINGS | _TEST_SETTINGS)
+        serve(Path(sys.argv[2]), dict(each.split("=", 1) for each in sys.argv[3:]))

@@ -15,6 +15,9 @@ from serving.stores.milvus_cluster import MilvusCluster, MilvusOptions
 from tests.milvus_server import MilvusServer, install, milvus_server
 from tests.serving.stores.samples import DIM, FINGERPRINT, items, open_embedded
 
+# How long a killed server is thought to be alive, and the next one waits: 30 s as it comes.
+SOON_GIVEN_UP = {"common.session.ttl": "10"}
+
 
 def opened(cluster: MilvusCluster, name: str, fingerprint: str = FINGERPRINT) -> MilvusStore:
     return MilvusStore(cluster, name, fingerprint=fingerprint, dim=DIM)
@@ -105,7 +108,7 @@ def test_what_was_acknowledged_before_the_server_is_killed_is_there_and_searches
     if problem is not None:
         pytest.skip(problem)
     acknowledged: list[str] = []
-    with milvus_server(tmp_path) as server:
+    with milvus_server(tmp_path, more=SOON_GIVEN_UP) as server:
         store = opened(MilvusCluster(MilvusOptions(uri=server.uri, timeout_seconds=5)), "killed")
 
         def write() -> None:
@@ -126,7 +129,7 @@ def test_what_was_acknowledged_before_the_server_is_killed_is_there_and_searches
         thread.join()
         with pytest.raises(StoreUnavailableError, match="the store at http://127.0.0.1"):
             store.count()
-    with milvus_server(tmp_path) as server:
+    with milvus_server(tmp_path, more=SOON_GIVEN_UP) as server:
         store = opened(MilvusCluster(MilvusOptions(uri=server.uri)), "killed")
         assert store.existing(acknowledged) == set(acknowledged)
         assert store.count() % 5 == 0
