@@ -104,9 +104,9 @@ def held_out_queries(
 
 
 def is_out_of_date(store: Store, known: Measurement | None, *, exact_below: int) -> bool:
-    """Whether a collection has outgrown what was measured of it."""
+    """Whether a collection has outgrown what was measured of it; never where all is exact."""
     count = store.count()
-    if count < exact_below:
+    if count < exact_below or not store.efforts:
         return False
     return known is None or not store.is_indexed or count > _GROWTH * known.items
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from serving.stores import Catalog, Item, Store
     from vlm.inference import Encoder
 
-__all__ = ["app", "existing_collection", "index", "opened_catalog"]
+__all__ = ["app", "existing_collection", "index", "opened_catalog", "store_errors"]
 
 Shards = Annotated[
     list[Path], typer.Argument(help="Dataset folders, or what `vlm embed` wrote of them.")
@@ -49,7 +50,19 @@ app = typer.Typer(
 )
 
 
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """What a store refuses is told without a traceback."""
+    from serving.errors import ServingError  # noqa: PLC0415 - `serve` extra
+
+    try:
+        yield
+    except ServingError as error:
+        raise DataError(str(error)) from error
+
+
 @app.command("add")
+@store_errors()
 def index(
     shards: Shards,
     bundle: Bundle = Path("runs/demo/bundle"),
@@ -71,7 +84,7 @@ def index(
     total = sum(_count(folder) for folder in shards)
     encoder = Encoder.load(bundle)
     catalog, name = opened_catalog(index or bundle.parent / "index"), collection or "default"
-    store = open_collection(catalog, name, encoder)
+    store = catalog.open(name, fingerprint=encoder.fingerprint, dim=encoder.dim)
     report = Report(console, total)
     items = _items(embedded, encoder.fingerprint)
     stored, skipped = index_items(store, items, progress=report)
@@ -87,40 +100,19 @@ def index(
 
 
 def opened_catalog(place: Path) -> "Catalog":
-    """The collections of a folder or of a server's YAML; DataError if they cannot be reached."""
-    from serving.errors import ServingError  # noqa: PLC0415 - `serve` extra
-    from serving.services.catalogs import catalog_at  # noqa: PLC0415 - with it
+    """The collections of a folder or of a server's YAML."""
+    from serving.services.catalogs import catalog_at  # noqa: PLC0415 - `serve` extra
 
-    try:
-        return catalog_at(place)
-    except ServingError as error:
-        raise DataError(str(error)) from error
-
-
-def open_collection(catalog: "Catalog", name: str, encoder: "Encoder") -> "Store":
-    """A collection of the model, made if it is missing; DataError if it is another model's."""
-    from serving.errors import ServingError  # noqa: PLC0415 - `serve` extra
-
-    try:
-        return catalog.open(name, fingerprint=encoder.fingerprint, dim=encoder.dim)
-    except ServingError as error:
-        raise DataError(str(error)) from error
+    return catalog_at(place)
 
 
 def existing_collection(catalog: "Catalog", asked: str) -> "Store":
     """The collection of a name or alias, whichever model's it is; DataError if there is none."""
-    from serving.errors import ServingError  # noqa: PLC0415 - `serve` extra
-
-    try:
-        known = catalog.find(asked)
-        if known is None:
-            message = (
-                f"{catalog.describe(asked)}: no collection there; fill one with vlm index SHARDS"
-            )
-            raise DataError(message)
-        return catalog.open(known.name, fingerprint=known.info.fingerprint, dim=known.info.dim)
-    except ServingError as error:
-        raise DataError(str(error)) from error
+    known = catalog.find(asked)
+    if known is None:
+        message = f"{catalog.describe(asked)}: no collection there; fill one with vlm index SHARDS"
+        raise DataError(message)
+    return catalog.open(known.name, fingerprint=known.info.fingerprint, dim=known.info.dim)
 
 
 def tune(

@@ -13,9 +13,9 @@ from vlm.cli.index import (
     Report,
     Target,
     existing_collection,
-    open_collection,
     opened_catalog,
     pairs_of,
+    store_errors,
     tune,
 )
 from vlm.errors import DataError
@@ -31,6 +31,7 @@ __all__ = ["migrate"]
 _THUMBNAIL_SIDE = 128
 
 
+@store_errors()
 def migrate(
     to: Annotated[str, typer.Argument(help="Name of the new collection.")],
     shards: Annotated[
@@ -63,7 +64,7 @@ def migrate(
     encoder = Encoder.load(bundle)
     catalog = opened_catalog(index or bundle.parent / "index")
     source = _source(catalog, collection, to)
-    store = open_collection(catalog, to, encoder)
+    store = catalog.open(to, fingerprint=encoder.fingerprint, dim=encoder.dim)
     report = Report(console, source.count())
     if shards:
         pairs = (pair for pair in pairs_of(shards) if source.existing([pair.id]))

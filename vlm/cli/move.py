@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vlm.cli.index import Report, existing_collection, opened_catalog
+from vlm.cli.index import Report, existing_collection, opened_catalog, store_errors
 from vlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ _DEFAULT = Path("runs/demo/index")
 _PAGE = 1000
 
 
+@store_errors()
 def move_collection(
     to: Annotated[
         Path, typer.Option(help="The same, for where it shall be: a folder, or a server's YAML.")
@@ -39,25 +40,24 @@ def move_collection(
     Interrupted and run again, it goes on. What is copied from stays; measure and serve the copy,
     then remove it.
     """
-    from serving.errors import ServingError  # noqa: PLC0415 - `serve` extra
-    from serving.services.migration import move, verify  # noqa: PLC0415 - with it
+    from serving.services.migration import move, verify  # noqa: PLC0415 - `serve` extra
 
     console = Console(soft_wrap=True)
     origin, destination = opened_catalog(index), opened_catalog(to)
+    source = existing_collection(origin, collection)
+    known = origin.find(collection)
+    called = name or collection
+    place = destination.describe(called)
+    if known is not None and origin.describe(known.name) == place:
+        message = f"{place} is where it is already; choose another place or --name"
+        raise DataError(message)
+    target = destination.open(called, fingerprint=source.fingerprint, dim=source.dim)
+    if not replace:
+        _check_only_copies(source, target, place)
+    done = move(source, target, progress=Report(console, source.count()))
     try:
-        source = existing_collection(origin, collection)
-        known = origin.find(collection)
-        called = name or collection
-        place = destination.describe(called)
-        if known is not None and origin.describe(known.name) == place:
-            message = f"{place} is where it is already; choose another place or --name"
-            raise DataError(message)
-        target = destination.open(called, fingerprint=source.fingerprint, dim=source.dim)
-        if not replace:
-            _check_only_copies(source, target, place)
-        done = move(source, target, progress=Report(console, source.count()))
         items, checksum = verify(source, target)
-    except (ServingError, ValueError) as error:
+    except ValueError as error:
         raise DataError(str(error)) from error
     console.print(
         f"{done.written} items written, {done.kept} were there already, {done.removed} removed: "

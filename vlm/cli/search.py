@@ -9,7 +9,7 @@ from rich.console import Console
 
 from vlm.answers import Found
 from vlm.cli.asking import Bundle, Key, KeyFile, Server, client_of, decoded
-from vlm.cli.index import Index, open_collection, opened_catalog
+from vlm.cli.index import Index, opened_catalog, store_errors
 from vlm.errors import ConfigError, DataError
 
 __all__ = ["search"]
@@ -59,11 +59,11 @@ def _filter(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
+@store_errors()
 def _in_process(
     bundle: Path, index: Path, asked: str | Path, limit: int, wanted: dict[str, Any]
 ) -> list[Found]:
-    from serving.errors import ServingError  # noqa: PLC0415 - `serve` extra
-    from serving.stores import DEFAULT, parse_filter  # noqa: PLC0415 - with it
+    from serving.stores import DEFAULT, parse_filter  # noqa: PLC0415 - `serve` extra
     from vlm.inference import Encoder  # noqa: PLC0415 - torch costs seconds
 
     catalog = opened_catalog(index)
@@ -77,9 +77,6 @@ def _in_process(
         row = encoder.encode_texts([asked])[0]
     else:
         row = encoder.encode_images([] if pixels is None else [pixels])[0]
-    try:
-        store = open_collection(catalog, known.name, encoder)
-        hits = store.search(row, limit, parse_filter(wanted))
-    except ServingError as error:
-        raise DataError(str(error)) from error
+    store = catalog.open(known.name, fingerprint=encoder.fingerprint, dim=encoder.dim)
+    hits = store.search(row, limit, parse_filter(wanted))
     return [Found(id=h.id, score=h.score, text=h.text, metadata=h.metadata) for h in hits]

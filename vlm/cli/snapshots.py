@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vlm.cli.index import existing_collection, opened_catalog
+from vlm.cli.index import existing_collection, opened_catalog, store_errors
 from vlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ Collection = Annotated[str, typer.Option(help="A collection or alias.")]
 _DEFAULT = Path("runs/demo/index")
 
 
+@store_errors()
 def snapshot(
     name: Name,
     index: Index = _DEFAULT,
@@ -36,11 +37,13 @@ def snapshot(
     _say(f"{'dropped' if drop else 'kept'} {name!r}; there are: {_names(store)}")
 
 
+@store_errors()
 def snapshots(index: Index = _DEFAULT, collection: Collection = "default") -> None:
     """List the states that are kept."""
     _say(_names(_kept(index, collection)))
 
 
+@store_errors()
 def restore(name: Name, index: Index = _DEFAULT, collection: Collection = "default") -> None:
     """Make a kept state the state of now; a running server sees it within a second."""
     store = _kept(index, collection)

@@ -23,7 +23,7 @@ class Coarse:
     """A store whose index misses a known share: with p probes it knows p of the 16 first items."""
 
     is_indexed = True
-    efforts = tuple(
+    efforts: tuple[tuple[Effort, ...], ...] = tuple(
         tuple(Effort(probes, refine) for refine in (5, 20, 80)) for probes in (2, 4, 8, 16, 32)
     )
 
@@ -67,6 +67,13 @@ def test_an_index_that_never_reaches_the_target_is_not_used() -> None:
     assert found.chosen.effort is None
     assert found.index_misses_target
     assert not measure(coarse(16), QUERIES, target=0.95).index_misses_target
+
+
+def test_a_store_that_only_searches_exactly_is_never_measured_by_itself() -> None:
+    flat = Coarse(16)
+    flat.efforts, flat.is_indexed = (), False
+    assert not is_out_of_date(cast(Store, flat), None, exact_below=10)
+    assert is_out_of_date(coarse(16), None, exact_below=10)
 
 
 def test_more_probes_are_not_tried_where_they_find_nothing_new() -> None:

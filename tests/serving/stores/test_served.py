@@ -9,7 +9,9 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from serving.app import create_app
+from serving.errors import StoreUnavailableError
 from serving.settings import MilvusStoreConfig, ServingSettings
+from serving.stores.milvus import MilvusStore
 from tests.milvus_server import MilvusServer
 from tests.support import write_dataset
 from vlm.cli.main import app
@@ -47,7 +49,11 @@ def run(*arguments: object) -> str:
 
 
 def test_replicas_and_verbs_share_what_the_cluster_has(
-    bundle: Path, config: Path, replicas: list[TestClient], tmp_path: Path
+    bundle: Path,
+    config: Path,
+    replicas: list[TestClient],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours, theirs = replicas
     write_dataset(tmp_path / "shards", 24)
@@ -87,6 +93,15 @@ def test_replicas_and_verbs_share_what_the_cluster_has(
     }  # fmt: skip
     assert ours.get("/v1/collections/favourites").json()["name"] == "birds"
     assert not (tmp_path / "none").exists()
+
+    def unavailable(*arguments: object, **options: object) -> None:
+        message = f"the store at {config} does not do it: it is being moved"
+        raise StoreUnavailableError(message)
+
+    monkeypatch.setattr(MilvusStore, "search", unavailable)
+    refused = ours.post("/v1/search", json={"text": "red"})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert "what keeps the collections does not answer" in refused.json()["detail"]
 
 
 def test_a_cluster_that_does_not_answer_is_told_without_a_secret(tmp_path: Path) -> None:
