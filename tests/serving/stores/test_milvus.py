@@ -133,5 +133,5 @@ def test_what_was_acknowledged_before_the_server_is_killed_is_there_and_searches
         store = opened(MilvusCluster(MilvusOptions(uri=server.uri)), "killed")
         assert store.existing(acknowledged) == set(acknowledged)
         assert store.count() % 5 == 0
-        hit = store.search(items(1)[0].vector, 1)[0]
+        hit = store.search(items(5)[0].vector, 1)[0]
         assert (hit.id, hit.text, hit.has_thumbnail) == ("i0000", "thing 0", True)
