@@ -7,7 +7,8 @@ that have begun end with the collection they began with.
 import asyncio
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -95,6 +96,12 @@ class Collections:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def of_model(self, fingerprint: str) -> list[str]:
+        """Open collections that hold a model's vectors, by name."""
+        return sorted(
+            c.name for c in self._open.values() if c.embedder.info.fingerprint == fingerprint
+        )
+
     async def names(self) -> list[str]:
         """All collections, the default one first."""
         found = await asyncio.to_thread(self._catalog.names)
@@ -129,8 +136,32 @@ class Collections:
                     extra={"alias": asked, "collection": known.name, "reason": str(error)},
                 )
                 return self._last[asked]
-        self._last[asked] = collection
+        if self._last.get(asked) is not collection:
+            self._last[asked] = collection
+            await self.settle()
+            if known.name not in self._open:  # its model was unloaded while it was being opened
+                return await self.get(name)
+            collection = self._open[known.name]
         return collection
+
+    async def settle(self) -> None:
+        """Follow a change of models or names: each open collection goes on with its own model.
+
+        One whose model is served anew takes that; one whose model is gone is closed, and so is one
+        that no name leads to, where it alone keeps a model. Models that none needs are let go.
+        """
+        aliases = await self.aliases()
+        asked = {collection.name for collection in self._last.values()}
+        hidden = set(aliases) - asked
+        for name, collection in list(self._open.items()):
+            fingerprint = collection.embedder.info.fingerprint
+            model = self._registry.find(fingerprint)
+            if model is None or (name in hidden and self._registry.is_kept(fingerprint)):
+                del self._open[name]
+            elif model.embedder is not collection.embedder:
+                self._open[name] = self._joined(collection, model.embedder)
+        self._last = {a: self._open[c.name] for a, c in self._last.items() if c.name in self._open}
+        self._registry.keep_only({c.embedder.info.fingerprint for c in self._open.values()})
 
     async def create(self, name: str, model: str | None = None) -> Collection:
         """An empty collection for a model; the one there is, if it is that model's.
@@ -177,6 +208,8 @@ class Collections:
             if name not in await self.names():
                 raise await self._none_of(name)
             self._open.pop(name, None)
+            self._last = {a: c for a, c in self._last.items() if c.name != name}
+            await self.settle()
             await asyncio.to_thread(self._catalog.drop, name)
 
     async def point(self, alias: str, name: str) -> None:
@@ -202,6 +235,8 @@ class Collections:
                 if self._still_open(known) is None:
                     await self._open_known(known)
             await asyncio.to_thread(self._catalog.point, alias, name)
+            self._last.pop(alias, None)
+            await self.settle()
 
     async def measure(self, collection: Collection) -> Measurement:
         """Index and measure a collection now.
@@ -281,10 +316,10 @@ class Collections:
 
     async def _open_known(self, known: Known) -> Collection:
         name, fingerprint = known.name, known.info.fingerprint
-        for model in self._registry.served():
-            if model.info.fingerprint == fingerprint:
-                opened = await asyncio.to_thread(self._opened, name, model.embedder)
-                return self._open.setdefault(name, opened)
+        model = self._registry.find(fingerprint)
+        if model is not None:
+            opened = await asyncio.to_thread(self._opened, name, model.embedder)
+            return self._open.setdefault(name, opened)
         served = ", ".join(f"{m.name} ({m.info.fingerprint[:12]})" for m in self._registry.served())
         message = (
             f"collection {name!r} holds vectors of model {fingerprint[:12]}, which is not "
@@ -302,18 +337,25 @@ class Collections:
             note=note,
             measurement=read_measurement(note),
         )
-        retriever = Retriever(
-            embedder, store, tuning=tuning, has_written=lambda: self._has_written(name)
-        )
         collection = Collection(
             name=name,
             store=store,
             embedder=embedder,
-            retriever=retriever,
+            retriever=self._retriever(name, store, embedder, tuning),
             tuning=tuning,
         )
         self._tell(collection)
         return collection
+
+    def _joined(self, collection: Collection, embedder: Embedder) -> Collection:
+        """The same collection with the same model, served by another instance of it."""
+        name, store, tuning = collection.name, collection.store, collection.tuning
+        retriever = self._retriever(name, store, embedder, tuning)
+        return replace(collection, embedder=embedder, retriever=retriever)
+
+    def _retriever(self, name: str, store: Store, embedder: Embedder, tuning: Tuning) -> Retriever:
+        has_written = partial(self._has_written, name)
+        return Retriever(embedder, store, tuning=tuning, has_written=has_written)
 
     def _has_written(self, name: str) -> None:
         collection = self._open.get(name)

@@ -1,6 +1,15 @@
 """Where vectors are kept."""
 
-from serving.stores.base import CollectionInfo, Effort, Hit, Item, Snapshots, Store, best_first
+from serving.stores.base import (
+    CollectionInfo,
+    Effort,
+    Hit,
+    Item,
+    Snapshots,
+    Store,
+    Versioned,
+    best_first,
+)
 from serving.stores.catalog import DEFAULT, Catalog, Known
 from serving.stores.embedded import EmbeddedStore, read_collection_info
 from serving.stores.filters import Filter, IsModality, Modality, matches, parse_filter
@@ -21,6 +30,7 @@ __all__ = [
     "Modality",
     "Snapshots",
     "Store",
+    "Versioned",
     "best_first",
     "matches",
     "parse_filter",

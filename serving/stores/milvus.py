@@ -68,6 +68,7 @@ class MilvusStore:
         self._cluster = cluster
         self._name = name
         self._write_lock = threading.Lock()
+        self._writes = 0
         self._level = cluster.options.consistency.capitalize()
         if not cluster.call("has_collection", name):
             create_collection(cluster, name, fingerprint, dim)
@@ -97,6 +98,7 @@ class MilvusStore:
         rows = [row_of(item, dim=self.dim) for item in latest.values()]
         with self._write_lock:
             self._call("upsert", rows)
+            self._writes += 1
 
     def delete(self, ids: Sequence[str]) -> int:
         with self._write_lock:
@@ -201,6 +203,11 @@ class MilvusStore:
         found = self._call("describe_index", "vector")
         return not self._is_flat and int(found.get("indexed_rows", 0)) > 0
 
+    @property
+    def version(self) -> int:
+        """Another number after each write of this object, and each second for those of others."""
+        return (self._writes << 32) + int(time.monotonic())
+
     def build_index(self) -> None:
         # The kind is fixed when the collection is made, and Milvus indexes part by part as they
         # fill; what is new is closed as a part of its own.
@@ -234,6 +241,7 @@ class MilvusStore:
         # Unlike an upsert, this does not tell when it happened, so that no later read could wait
         # for it; one that waits for everything does it for them.
         self._query(one_of_ids(ids[:1]), ["id"], 1, level="Strong")
+        self._writes += 1
 
     def _expressions(self, where: Filter, also: str = "", *, after: str = "") -> list[str]:
         """Expressions that together let through what fulfils a filter; none if nothing does."""
