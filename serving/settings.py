@@ -84,7 +84,7 @@ class MilvusStoreConfig(Config):
     """Channels that writes are dealt out to. With several, a crash of the cluster may keep a part
     of the one write it was amid."""
     replicas: int = Field(1, ge=1, le=64)
-    """Copies in memory, each on query nodes of its own."""
+    """Copies in memory, each on query nodes of its own; one that is loaded keeps its number."""
     index: Literal["ivf_flat", "flat"] = "ivf_flat"
     """Those kinds that exact search is possible with, so that recall can be measured."""
     consistency: Literal["session", "strong"] = "session"

@@ -76,8 +76,10 @@ class MilvusStore:
         # Made whole by whoever comes next, should its maker have been stopped in between.
         if not cluster.call("list_indexes", name):
             create_index(cluster, name)
-        replicas = cluster.options.replicas
-        cluster.call("load_collection", name, replica_number=replicas, timeout=_LOAD_SECONDS)
+        # One that is loaded keeps its copies: with another number of them it is refused.
+        if str(cluster.call("get_load_state", name)["state"]) != "Loaded":
+            replicas = cluster.options.replicas
+            cluster.call("load_collection", name, replica_number=replicas, timeout=_LOAD_SECONDS)
         kind = cluster.call("describe_index", name, "vector")["index_type"]
         self._is_flat = kind == "FLAT"
         # What was written before, by whomever, is seen from here on: a server that has just started
