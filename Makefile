@@ -35,7 +35,7 @@ install-dev: .venv/.installed-dev ## the environment with the tools for tests an
 
 .venv/.installed-dev: .venv/.installed
 	@echo "installing the tools for tests and checks"
-	@$(PIP) -e '.[serve,openvino,deepspeed,huggingface,dev,npm]'
+	@$(PIP) -e '.[serve,milvus,openvino,deepspeed,huggingface,dev,npm]'
 	@touch $@
 
 $(DATA)/fetched.json: | .venv/.installed
