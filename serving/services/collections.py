@@ -12,7 +12,8 @@ import asyncio
 import logging
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -102,6 +103,12 @@ class Collections:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def of_model(self, fingerprint: str) -> list[str]:
+        """Open collections that hold a model's vectors, by name."""
+        return sorted(
+            c.name for c in self._open.values() if c.embedder.info.fingerprint == fingerprint
+        )
+
     def names(self) -> list[str]:
         """All collections, the default one first."""
         found = {p.name for p in self._folders()}
@@ -135,8 +142,30 @@ class Collections:
                     extra={"alias": asked, "collection": target, "reason": str(error)},
                 )
                 return self._last[asked]
-        self._last[asked] = self._open[target]
+        if self._last.get(asked) is not self._open[target]:
+            self._last[asked] = self._open[target]
+            self.settle()
+            if target not in self._open:  # its model was unloaded while it was being opened
+                return await self.get(name)
         return self._open[target]
+
+    def settle(self) -> None:
+        """Follow a change of models or names: each open collection goes on with its own model.
+
+        One whose model is served anew takes that; one whose model is gone is closed, and so is one
+        that no name leads to, where it alone keeps a model. Models that none needs are let go.
+        """
+        asked = {collection.name for collection in self._last.values()}
+        hidden = set(self.aliases()) - asked
+        for name, collection in list(self._open.items()):
+            fingerprint = collection.embedder.info.fingerprint
+            model = self._registry.find(fingerprint)
+            if model is None or (name in hidden and self._registry.is_kept(fingerprint)):
+                del self._open[name]
+            elif model.embedder is not collection.embedder:
+                self._open[name] = self._joined(collection, model.embedder)
+        self._last = {a: self._open[c.name] for a, c in self._last.items() if c.name in self._open}
+        self._registry.keep_only({c.embedder.info.fingerprint for c in self._open.values()})
 
     async def create(self, name: str, model: str | None = None) -> Collection:
         """An empty collection for a model; the one there is, if it is that model's.
@@ -182,6 +211,8 @@ class Collections:
                     raise ConflictError(message)
             self._check_known(name)
             self._open.pop(name, None)
+            self._last = {a: c for a, c in self._last.items() if c.name != name}
+            self.settle()
             await asyncio.to_thread(_remove, self._folder(name))
 
     async def point(self, alias: str, name: str) -> None:
@@ -207,6 +238,8 @@ class Collections:
                 if name not in self._open:
                     await self._open_known(name, name)
             await asyncio.to_thread(write_aliases, self._root, changed)
+            self._last.pop(alias, None)
+            self.settle()
 
     async def measure(self, collection: Collection) -> Measurement:
         """Index and measure a collection now.
@@ -286,11 +319,11 @@ class Collections:
         self._check_known(name, asked)
         info = read_collection_info(self._folder(name))
         assert info is not None
-        for model in self._registry.served():
-            if model.info.fingerprint == info.fingerprint:
-                opened = await asyncio.to_thread(self._opened, name, model.embedder)
-                self._open.setdefault(name, opened)
-                return
+        model = self._registry.find(info.fingerprint)
+        if model is not None:
+            opened = await asyncio.to_thread(self._opened, name, model.embedder)
+            self._open.setdefault(name, opened)
+            return
         served = ", ".join(f"{m.name} ({m.info.fingerprint[:12]})" for m in self._registry.served())
         message = (
             f"collection {name!r} holds vectors of model {info.fingerprint[:12]}, which is not "
@@ -306,19 +339,26 @@ class Collections:
             file_changed=measured_at(folder),
             measurement=load_measurement(folder),
         )
-        retriever = Retriever(
-            embedder, store, tuning=tuning, has_written=lambda: self._has_written(name)
-        )
         collection = Collection(
             name=name,
             folder=folder,
             store=store,
             embedder=embedder,
-            retriever=retriever,
+            retriever=self._retriever(name, store, embedder, tuning),
             tuning=tuning,
         )
         self._tell(collection)
         return collection
+
+    def _joined(self, collection: Collection, embedder: Embedder) -> Collection:
+        """The same collection with the same model, served by another instance of it."""
+        name, store, tuning = collection.name, collection.store, collection.tuning
+        retriever = self._retriever(name, store, embedder, tuning)
+        return replace(collection, embedder=embedder, retriever=retriever)
+
+    def _retriever(self, name: str, store: Store, embedder: Embedder, tuning: Tuning) -> Retriever:
+        has_written = partial(self._has_written, name)
+        return Retriever(embedder, store, tuning=tuning, has_written=has_written)
 
     def _has_written(self, name: str) -> None:
         collection = self._open.get(name)

@@ -1,6 +1,6 @@
 """Where vectors are kept."""
 
-from serving.stores.base import Effort, Hit, Item, Snapshots, Store, best_first
+from serving.stores.base import Effort, Hit, Item, Snapshots, Store, Versioned, best_first
 from serving.stores.embedded import CollectionInfo, EmbeddedStore, read_collection_info
 from serving.stores.filters import Filter, IsModality, Modality, matches, parse_filter
 
@@ -15,6 +15,7 @@ __all__ = [
     "Modality",
     "Snapshots",
     "Store",
+    "Versioned",
     "best_first",
     "matches",
     "parse_filter",

@@ -134,6 +134,27 @@ def test_items_come_back_whole_and_survive_reopening(tmp_path: Path, open_store:
     assert again.get("none") is None
 
 
+def test_what_one_handle_has_acknowledged_the_next_read_of_every_other_sees(
+    tmp_path: Path, open_store: OpenStore
+) -> None:
+    """Another worker process showed an item only up to a second after it was acknowledged."""
+    writer, reader = open_store(tmp_path), open_store(tmp_path)
+    assert reader.count() == 0
+    for number, item in enumerate(items(6)):
+        writer.upsert([item])
+        assert reader.get(item.id) is not None
+        assert reader.existing([item.id]) == {item.id}
+        assert reader.search(item.vector, 1)[0].id == item.id
+        assert [hit.id for hit in reader.search_captions(str(number), 1)] == [item.id]
+        assert (reader.count(), len(reader.scan(9)), len(reader.sample(9))) == (number + 1,) * 3
+    writer.delete(["i0000"])
+    assert reader.get("i0000") is None
+    assert reader.delete(["i0000"]) == 0
+    before = reader.count()
+    reader.upsert(items(1))
+    assert writer.count() == before + 1
+
+
 def test_deleting_counts_what_was_there(tmp_path: Path, open_store: OpenStore) -> None:
     store = open_store(tmp_path)
     store.upsert(items(4))

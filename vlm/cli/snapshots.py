@@ -42,7 +42,7 @@ def snapshots(index: Index = _DEFAULT, collection: Collection = "default") -> No
 
 
 def restore(name: Name, index: Index = _DEFAULT, collection: Collection = "default") -> None:
-    """Make a kept state the state of now; a running server sees it within a second."""
+    """Make a kept state the state of now; a running server answers from it at once."""
     store = existing_collection(index, collection)
     _known(store, name)
     store.restore(name)

@@ -19,7 +19,13 @@ from vlm.distributed.sharding import (
     whole,
 )
 from vlm.distributed.uneven import gather_bytes, gather_uneven_rows
-from vlm.distributed.world import Share, World, connected_world, share_of_work
+from vlm.distributed.world import (
+    Share,
+    World,
+    connected_world,
+    ranks_to_start,
+    share_of_work,
+)
 
 __all__ = [
     "Heartbeat",
@@ -36,6 +42,7 @@ __all__ = [
     "gather_uneven_rows",
     "max_over_ranks",
     "piece_of",
+    "ranks_to_start",
     "set_gradient_synchronisation",
     "shard",
     "share_of_work",
