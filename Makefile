@@ -68,9 +68,10 @@ format: .venv/.installed-dev ## rewrite the files as `make check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-loss: .venv/.installed-dev ## our losses against open_clip's: time and peak memory, as JSON
+bench-loss: .venv/.installed-dev ## our losses against open_clip's: time and peak memory, as JSON and a table; PART="--batches 4096" for one part
 	@mkdir -p build
-	$(BIN)/python -m tests.bench.bench_loss --out build/bench-loss.json
+	$(BIN)/python -m tests.bench.bench_loss --out build/bench-loss.json $(PART)
+	@$(BIN)/python -m tests.bench.bench_loss --out build/bench-loss.json --table
 
 bench-plan: .venv/.installed-dev ## the order of 10 billion samples on one of 4,096 ranks, as JSON
 	@$(BIN)/python -m tests.bench.bench_plan
