@@ -9,6 +9,7 @@ from vlm.evaluation.run import Comparison, Evaluation
 from vlm.evaluation.tasks import (
     ArithmeticResult,
     CaptioningResult,
+    CorrectedResult,
     FewShotResult,
     GeometryResult,
     MixedResult,
@@ -35,6 +36,8 @@ def print_summary(evaluation: Evaluation, console: Console) -> None:
          _arithmetic),
         ("mixed_retrieval", ("task", "NDCG@10", "centred", "other modality", "even", "queries"),
          _mixed),
+        ("corrected_retrieval", ("task", "correction", "NDCG@10", "R@1", "queries", "gallery"),
+         _corrected),
         ("captioning", ("task", "CIDEr", "BLEU-4", "word for word", "images"), _captioning),
         ("geometry", ("task", "gap", "separability", "alignment", "rank: image", "text"),
          _geometry),
@@ -73,7 +76,7 @@ def _table(
     titles = {"zero_shot": "zero-shot classification"}
     table = Table(title=titles.get(kind, kind.replace("_", " ")), title_justify="left")
     for column in columns:
-        left = column in ("task", "query", "method")
+        left = column in ("task", "query", "method", "correction")
         table.add_column(column, justify="left" if left else "right", no_wrap=column != "task")
     for key, result in found.items():
         for row in rows(_spoken(key), result):
@@ -151,6 +154,18 @@ def _mixed(name: str, result: TaskResult) -> list[Row]:
             f"{result.other_modality:.1%} → {result.other_modality_centred:.1%}",
             f"{result.other_modality_even:.1%}", str(result.queries),
         ]
+    ]  # fmt: skip
+
+
+def _corrected(name: str, result: TaskResult) -> list[Row]:
+    assert isinstance(result, CorrectedResult)
+    return [
+        [
+            name, spoken, _percent(result, getattr(result, f"ndcg10{suffix}"), f"ndcg10{suffix}"),
+            _percent(result, getattr(result, f"recall1{suffix}"), f"recall1{suffix}"),
+            str(result.queries), str(result.gallery),
+        ]
+        for spoken, suffix in (("none", ""), ("centred", "_centred"), ("QB-Norm", "_without_hubs"))
     ]  # fmt: skip
 
 

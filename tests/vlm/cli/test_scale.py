@@ -24,6 +24,7 @@ from vlm.train.checkpoint import open_writer
 from vlm.train.config import TorchEngineConfig, TrainConfig
 from vlm.train.engine import TorchEngine
 from vlm.train.objective import global_loss
+from vlm.train.places import FolderPlace
 
 BATCH, DIM, CONTEXT = 16, 16, 12
 
@@ -103,7 +104,7 @@ def test_a_checkpoint_takes_the_bytes_of_the_formula(
         parameter.grad = torch.zeros_like(parameter)
     made.step(None)
     state = made.model.state_dict()
-    with open_writer(tmp_path, keep=1, facts={}, world=World()) as writer:
+    with open_writer(FolderPlace(tmp_path), keep=1, facts={}, world=World()) as writer:
         writer.save(1, made.state(), ema=state if ema else None, memory={})
         writer.finish()
     (folder,) = tmp_path.iterdir()
