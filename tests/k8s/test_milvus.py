@@ -116,9 +116,6 @@ def test_server_loader_and_password_use_one_secret_and_one_store() -> None:
     assert rule["ports"] == [{"protocol": "TCP", "port": GRPC}]
 
 
-@pytest.mark.skipif(
-    "store" not in ServingSettings.model_fields, reason="this version's server has no `store`"
-)
 def test_the_server_knows_the_keys_of_its_store() -> None:
     tree = yaml.safe_load(
         config_file(rendered("overlays/production"), "serve-config", "serving.yaml")

@@ -51,6 +51,13 @@ def check_pods(pods: Pods, config: "TrainConfig", *, world_size: int | None) -> 
             f"{pods.gpus} GPUs for {pods.ranks_per_node} ranks on each node",
             "each rank drives one GPU: give equal numbers, or none to train on CPUs",
         )
+    save, grace = pods.save_seconds, pods.grace_seconds
+    if save is not None and grace is not None and grace <= save:
+        yield _problem(
+            "pods: grace",
+            f"after SIGTERM ranks have {save:.0f} s, and the pod is killed after {grace:.0f} s",
+            "terminationGracePeriodSeconds must be longer than PET_SHUTDOWN_TIMEOUT",
+        )
     yield from _same_run(pods, config)
 
 
@@ -157,9 +164,6 @@ def _time_to_save(
     if pods.grace_seconds is None or pods.save_seconds is None:
         advice = "set PET_SHUTDOWN_TIMEOUT and terminationGracePeriodSeconds, or render again"
         return _finding(check, "warning", text, advice, figures)
-    if pods.grace_seconds <= pods.save_seconds:
-        advice = "terminationGracePeriodSeconds must be longer than PET_SHUTDOWN_TIMEOUT"
-        return _finding(check, "problem", text, advice, figures)
     advice = f"train.save_seconds={max(30, round(2 * needed))} in the values"
     if needed > pods.save_seconds:
         return _finding(check, "problem", text, advice, figures)
