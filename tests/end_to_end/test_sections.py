@@ -5,6 +5,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.end_to_end.conftest import drop, needs_axe, needs_chromium, violations
 from tests.serving.conftest import Server
+from tests.serving.wire import data_url
 from tests.support import drawing, encoded
 
 pytestmark = needs_chromium
@@ -42,7 +43,9 @@ def test_the_first_result_can_be_classified_without_a_file_at_hand(page: Page) -
     expect(page.locator("#bars li")).to_have_count(5)
 
 
-def test_the_wording_and_examples_of_labels_move_the_bars_at_once(page: Page) -> None:
+def test_the_wording_and_examples_of_labels_move_the_bars_at_once(
+    page: Page, server: Server
+) -> None:
     page.fill("#labels", "red\nblue")
     drop(page, "#classify .drop", encoded(drawing("red", "circle")))
     bars = page.locator("#bars li")
@@ -57,15 +60,22 @@ def test_the_wording_and_examples_of_labels_move_the_bars_at_once(page: Page) ->
     expect(page.locator("#classify-status.error")).to_contain_text("no {} where the label goes")
     page.get_by_label("Asked as").select_option("plain")
     page.locator("#few-shot summary").click()
-    drop(page, ".shot[data-label=red]", encoded(drawing("red", "circle", size=700)))
-    drop(page, ".shot[data-label=blue]", encoded(drawing("blue", "square")))
+    shown = {"red": encoded(drawing("red", "circle")), "blue": encoded(drawing("blue", "square"))}
+    for label, example in shown.items():
+        drop(page, f".shot[data-label={label}]", example)
     expect(page.locator(".example")).to_have_count(2)
     page.get_by_label("Examples against words").fill("1")
     expect(page.locator("#image-weight-shown")).to_have_text("examples alone")
-    expect(bars.first).to_have_attribute("data-label", "red")
-    page.wait_for_function("+document.querySelector('#bars li').dataset.probability > 0.5")
+    classes = [{"label": n, "images": [data_url(i)], "image_weight": 1} for n, i in shown.items()]
+    body = {"images": [data_url(shown["red"])], "classes": classes}
+    first = server.client.post("/v1/classify", json=body).json()["results"][0]["predictions"][0]
+    expect(bars.first).to_have_attribute("data-label", first["label"])
+    expect(bars.first).to_have_attribute("data-probability", str(first["probability"]))
+    drop(page, ".shot[data-label=blue]", encoded(drawing("blue", "square", size=700)))
+    expect(page.locator(".example")).to_have_count(3)
+    assert page.locator(".example img").nth(2).evaluate("image => image.naturalWidth") == 512
     page.get_by_role("button", name="Remove example 1 of red").click()
-    expect(page.locator(".example")).to_have_count(1)
+    expect(page.locator(".example")).to_have_count(2)
     assert page.evaluate("document.activeElement.ariaLabel") == "Add examples of red"
 
 
@@ -151,7 +161,7 @@ def test_axe_finds_nothing_in_any_view_light_or_dark_wide_or_on_a_phone(
     expect(page.locator("#bars li")).to_have_count(5)
     page.locator("#map-body button").first.click()
     everywhere()
-    page.get_by_role("button", name="Look closer: a red circle").click()
+    page.get_by_role("button", name="Look closer: a blue square").click()
     everywhere()
     page.goto(f"{server.url}/docs")
     page.locator("summary", has_text="/v1/search").click()
