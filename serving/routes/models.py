@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.routes.bodies import body_schema, parse_body
-from serving.routes.state import ServicesDep
+from serving.routes.state import Services, ServicesDep
 from serving.services.registry import ServedModel
 
 __all__ = ["LoadRequest", "router"]
@@ -52,6 +52,7 @@ class ModelEntry(_Schema):
     """A model that answers under the name `id`."""
 
     id: str
+    """Its fingerprint, where it lost its name to another and is kept for `collections`."""
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "vlm"
@@ -65,6 +66,8 @@ class ModelEntry(_Schema):
     """What computes."""
     runtimes: list[RuntimeOut]
     """What was considered, the fastest first; none where torch in fp32 was asked for."""
+    collections: list[str]
+    """Open collections that hold its vectors."""
     metrics: dict[str, Any]
     """The evaluation it left training with."""
     provenance: dict[str, Any]
@@ -92,7 +95,8 @@ async def models(services: ServicesDep) -> ModelsOut:
     """What is served, with provenance, metrics, runtime, and what was measured of it."""
     registry = services.registry
     return ModelsOut(
-        data=[_entry(model) for model in registry.served()], available=registry.available()
+        data=[_entry(model, services) for model in registry.served()],
+        available=registry.available(),
     )
 
 
@@ -125,16 +129,20 @@ async def load(name: str, request: Request, services: ServicesDep) -> ModelEntry
     Requests that have begun end with the model they began with.
     """
     body = await parse_body(request, LoadRequest) if await request.body() else LoadRequest()
-    return _entry(await services.registry.load(name, body.bundle))
+    return _entry(await services.load(name, body.bundle), services)
 
 
 @router.post("/models/{name}/unload", status_code=204)
 async def unload(name: str, services: ServicesDep) -> None:
-    """Answer no more under a name; requests that have begun are finished."""
-    await services.registry.unload(name)
+    """Answer no more under a name; requests that have begun are finished.
+
+    A model that open collections need is kept for them under its fingerprint; unloaded by that, it
+    is gone, and they answer 409 until it is loaded again.
+    """
+    await services.unload(name)
 
 
-def _entry(model: ServedModel) -> ModelEntry:
+def _entry(model: ServedModel, services: Services) -> ModelEntry:
     info = model.info
     runtimes = [
         RuntimeOut(
@@ -154,6 +162,7 @@ def _entry(model: ServedModel) -> ModelEntry:
         dim=info.dim,
         runtime=model.embedder.runtime,
         runtimes=runtimes,
+        collections=services.collections.of_model(info.fingerprint),
         metrics=info.metrics,
         provenance=info.provenance,
     )

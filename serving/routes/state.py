@@ -10,7 +10,7 @@ from serving.metrics import Metrics
 from serving.services.collections import Collections
 from serving.services.embedding import Embedder
 from serving.services.label_sets import LabelSets
-from serving.services.registry import Registry
+from serving.services.registry import Registry, ServedModel
 from serving.services.retrieval import Retriever
 from serving.settings import ServingSettings
 
@@ -26,6 +26,18 @@ class Services:
     collections: Collections
     label_sets: LabelSets
     metrics: Metrics
+
+    async def load(self, name: str, bundle: str | None) -> ServedModel:
+        """Serve a bundle under a name; collections stay with the model of their vectors."""
+        try:
+            return await self.registry.load(name, bundle)
+        finally:
+            await self.collections.settle()
+
+    async def unload(self, name: str) -> None:
+        """Stop answering under a name; a model that a collection needs is kept for it."""
+        await self.registry.unload(name)
+        await self.collections.settle()
 
     def embedder(self, name: str | None = None) -> Embedder:
         """The model that a request names, or the default one; NotFoundError if there is none."""

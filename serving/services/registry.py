@@ -3,11 +3,15 @@
 A request takes a model once, by reference, and keeps it to its end. So putting another bundle under
 a name is one assignment: who came before goes on with the old model, which is freed by the last of
 them, and no request is dropped.
+
+A model that has lost its last name is kept, under its fingerprint, as long as an open collection
+holds its vectors: nothing else can search them.
 """
 
 import asyncio
 import re
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +59,7 @@ class Registry:
         self._settings = settings
         self._metrics = metrics
         self._served: dict[str, ServedModel] = {}
+        self._kept: dict[str, ServedModel] = {}
         self._changes = asyncio.Lock()
         self._default_name = ""
         self._cache = RowCache(settings.cache_bytes, metrics)
@@ -86,8 +91,23 @@ class Registry:
         return self._served[self._default_name]
 
     def served(self) -> list[ServedModel]:
-        """All models that answer, the default one first."""
-        return [self.default, *(m for m in self._served.values() if m is not self.default)]
+        """All models that answer, the default one first, those without a name last."""
+        named = (m for m in self._served.values() if m is not self.default)
+        return [self.default, *named, *self._kept.values()]
+
+    def find(self, fingerprint: str) -> ServedModel | None:
+        """The model of a fingerprint, one with a name if there is one."""
+        same = (m for m in self.served() if m.info.fingerprint == fingerprint)
+        return next(same, None)
+
+    def is_kept(self, fingerprint: str) -> bool:
+        """Whether a model answers under no name, for its collections alone."""
+        return fingerprint in self._kept
+
+    def keep_only(self, fingerprints: Collection[str]) -> None:
+        """Let go of models that lost their names, but for those."""
+        for fingerprint in set(self._kept) - set(fingerprints):
+            self._tell(self._kept.pop(fingerprint), present=False)
 
     def available(self) -> list[str]:
         """Bundles in the folder of models, served or not, by name."""
@@ -101,11 +121,9 @@ class Registry:
         """
         if name is None:
             return self.default
-        if name in self._served:
-            return self._served[name]
-        for model in self._served.values():
-            if model.info.fingerprint == name:
-                return model
+        found = self._served.get(name) or self.find(name)
+        if found is not None:
+            return found
         known = ", ".join(repr(known) for known in self._served)
         message = f"no model is called {name[:64]!r}; served: {known}"
         raise NotFoundError(message)
@@ -139,7 +157,10 @@ class Registry:
                 raise BadInputError(told) from error
 
     async def unload(self, name: str) -> None:
-        """Stop answering under a name; requests that have begun are finished.
+        """Stop answering under a name, or for collections; requests that have begun are finished.
+
+        Args:
+            name: Of the model; of one that is only kept, its fingerprint.
 
         Raises:
             NotFoundError: If nothing is served under it.
@@ -150,11 +171,14 @@ class Registry:
             if name == self._default_name:
                 message = f"{name!r} is the default model, which stays; load another in its place"
                 raise ConflictError(message)
+            if name in self._kept:
+                self._tell(self._kept.pop(name), present=False)
+                return
             if name not in self._served:
                 self.get(name)
                 message = f"{name[:64]!r} is a fingerprint; unload by name"
                 raise NotFoundError(message)
-            self._tell(self._served.pop(name), present=False)
+            self._take_away(self._served.pop(name))
 
     def _refuse_if_many(self) -> None:
         if self._settings.workers > 1:
@@ -183,9 +207,19 @@ class Registry:
         replaced = self._served.get(name)
         self._served[name] = model
         if replaced is not None:
-            self._tell(replaced, present=False)
+            self._take_away(replaced)
+        if self.is_kept(model.info.fingerprint):
+            self._tell(self._kept.pop(model.info.fingerprint), present=False)
         self._tell(model, present=True)
         return model
+
+    def _take_away(self, model: ServedModel) -> None:
+        """A model has lost a name: it is kept until `keep_only` says who is needed."""
+        self._tell(model, present=False)
+        fingerprint = model.info.fingerprint
+        if self.find(fingerprint) is None:
+            self._kept[fingerprint] = replace(model, name=fingerprint)
+            self._tell(self._kept[fingerprint], present=True)
 
     def _tell(self, model: ServedModel, *, present: bool) -> None:
         labels = (model.name, model.info.fingerprint, model.embedder.runtime)

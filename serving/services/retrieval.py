@@ -93,7 +93,7 @@ class Retriever:
                 )
             )
         await asyncio.to_thread(self._store.upsert, stored)
-        self._changed()
+        self._has_written()
         return [item.id for item in stored]
 
     async def get(self, item_id: str) -> Item:
@@ -117,13 +117,13 @@ class Retriever:
             BadInputError: If the filter means nothing.
         """
         gone = await asyncio.to_thread(self._store.delete_where, parse_filter(where))
-        self._changed()
+        self._has_written()
         return gone
 
     async def delete_many(self, ids: Sequence[str]) -> int:
         """Remove those of the items that there are; returns how many there were."""
         gone = await asyncio.to_thread(self._store.delete, ids)
-        self._changed()
+        self._has_written()
         return gone
 
     async def page(self, *, limit: int, after: str, where: Mapping[str, Any]) -> list[Item]:
@@ -137,10 +137,6 @@ class Retriever:
 
     async def count(self, where: Mapping[str, Any] | None = None) -> int:
         return await asyncio.to_thread(self._store.count, parse_filter(where or {}))
-
-    def _changed(self) -> None:
-        self._searcher.forget()
-        self._has_written()
 
 
 def _item_ids(items: Sequence[NewItem]) -> list[str]:

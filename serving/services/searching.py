@@ -33,7 +33,17 @@ from serving.services.ranking import (
     without_hubs,
 )
 from serving.services.recall import Measurement
-from serving.stores import Effort, Filter, Hit, IsModality, Item, Modality, Store, best_first
+from serving.stores import (
+    Effort,
+    Filter,
+    Hit,
+    IsModality,
+    Item,
+    Modality,
+    Store,
+    Versioned,
+    best_first,
+)
 from vlm.inference import HUB_CANDIDATES, independent_probabilities
 
 __all__ = ["Answer", "Part", "Question", "Searcher", "Tuning"]
@@ -105,8 +115,8 @@ class Tuning:
     """Of fewer items, all or those that a filter leaves, every one is compared."""
     measurement: Measurement | None = None
     """Without one, search is exact."""
-    file_changed: float | None = None
-    """When the file with the measurement changed last."""
+    note: str | None = None
+    """What the measurement was read from."""
 
     @property
     def effort(self) -> Effort | None:
@@ -137,7 +147,7 @@ class Searcher:
         self._store = store
         self._tuning = tuning
         self._sampled: _Sampled | None = None
-        self._modalities: frozenset[Modality] | None = None
+        self._held: tuple[int, frozenset[Modality]] | None = None
         known = embedder.info.modality_means
         self._means: dict[Modality, np.ndarray] = {}
         if known is not None:
@@ -166,10 +176,6 @@ class Searcher:
         if question.calibrate is not None:
             ranked = await self._calibrated(question, query, ranked, is_centred)
         return Answer(hits=ranked, centred=is_centred, next=following)
-
-    def forget(self) -> None:
-        """The collection has changed: what is in it must be looked at again."""
-        self._modalities = None
 
     def _check(self, question: Question) -> None:
         if question.geometry == "centred" and not self._means:
@@ -319,12 +325,18 @@ class Searcher:
         return [hit for hit in found if hit.vector is not None]
 
     async def _gallery(self) -> frozenset[Modality]:
-        """What the collection holds now."""
-        if self._modalities is None:
-            self._modalities = await asyncio.to_thread(self._look)
-        return self._modalities
+        """What the collection holds now, whichever process has written it."""
+        return await asyncio.to_thread(self._look)
 
     def _look(self) -> frozenset[Modality]:
+        if not isinstance(self._store, Versioned):
+            return self._counted()
+        version = self._store.version
+        if self._held is None or self._held[0] != version:
+            self._held = version, self._counted()
+        return self._held[1]
+
+    def _counted(self) -> frozenset[Modality]:
         texts = self._store.count((IsModality("text"),))
         there: dict[Modality, int] = {"text": texts, "image": self._store.count() - texts}
         return frozenset(kind for kind, count in there.items() if count)

@@ -2,13 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from serving.stores.filters import Filter, Modality
 
-__all__ = ["Effort", "Hit", "Item", "Snapshots", "Store", "best_first"]
+__all__ = [
+    "CollectionInfo",
+    "Effort",
+    "Hit",
+    "Item",
+    "Snapshots",
+    "Store",
+    "Versioned",
+    "best_first",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionInfo:
+    """Whose vectors a collection holds."""
+
+    fingerprint: str
+    dim: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +72,8 @@ class Effort:
 class Store(Protocol):
     """A collection of one model's vectors. Methods block; call them off the event loop.
 
-    What `upsert` and `delete` acknowledge is on disk and seen by every later search.
+    What `upsert` and `delete` acknowledge is on disk and seen by every later read, of other
+    processes too: at once, or in a cluster a moment later.
     """
 
     @property
@@ -123,6 +141,11 @@ class Store(Protocol):
         ...
 
     @property
+    def efforts(self) -> Sequence[Sequence[Effort]]:
+        """What may be worth trying: groups of rising probes, within each of rising refinement."""
+        ...
+
+    @property
     def is_indexed(self) -> bool:
         """Whether there is an index that an effort applies to."""
         ...
@@ -133,6 +156,16 @@ class Store(Protocol):
 
     def optimize(self) -> None:
         """Merge what many small writes left behind, and take new items into the index."""
+        ...
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """A store that can say cheaply whether it has changed."""
+
+    @property
+    def version(self) -> int:
+        """Another number after each change, whichever process made it."""
         ...
 
 

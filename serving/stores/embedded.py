@@ -9,7 +9,6 @@ import json
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ import pyarrow as pa
 from lancedb.index import FTS, BTree, IvfFlat, IvfRq, LabelList
 
 from serving.errors import FingerprintError, NotFoundError, ServingError
-from serving.stores.base import Effort, Hit, Item, best_first
+from serving.stores.base import CollectionInfo, Effort, Hit, Item, best_first
 from serving.stores.filters import Filter
 from serving.stores.lance_sql import conjunction, filter_columns, quoted, quoted_list, sql
 
-__all__ = ["CollectionInfo", "EmbeddedStore", "read_collection_info"]
+__all__ = ["EmbeddedStore", "read_collection_info"]
 
 _log = logging.getLogger(__name__)
 _TABLE = "items"
@@ -32,21 +31,16 @@ _INFO = "collection.json"
 _FORMAT = 2
 _WRITES_BEFORE_OPTIMIZE = 50
 _TIE_MARGIN = 16
-# Another process may write, as `vlm index` beside a running server does: look this often.
-_REFRESH = timedelta(seconds=1)
+_PROBES = (2, 4, 8, 16, 32, 64, 128)
+_REFINE = (5, 20, 80)
+# Other processes write too, `vlm index` or the other workers of a server: every read looks first
+# whether there is a newer version, which costs a tenth of a millisecond.
+_REFRESH = timedelta(0)
 # Every write leaves a version; readers that began before are long done after this. Older ones go,
 # but for snapshots and what came after them.
 _KEEP_VERSIONS = timedelta(minutes=10)
 _BY_ID = {"column_name": "id", "ascending": True, "nulls_first": False}
 _PAYLOAD = ["id", "modality", "text", "metadata"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectionInfo:
-    """Whose vectors a folder holds."""
-
-    fingerprint: str
-    dim: int
 
 
 def read_collection_info(folder: Path) -> CollectionInfo | None:
@@ -59,9 +53,9 @@ def read_collection_info(folder: Path) -> CollectionInfo | None:
 
 
 class EmbeddedStore:
-    """A `Store` with `Snapshots` in a folder, shared by threads.
+    """A `Store` with `Snapshots` in a folder, shared by threads and processes.
 
-    What another process writes into the folder is seen within a second.
+    What one process has acknowledged, the next read of any other sees.
 
     Args:
         folder: Made if it is missing.
@@ -164,8 +158,16 @@ class EmbeddedStore:
         return [_item(row) for row in self._table.take_offsets(sorted(drawn.tolist())).to_list()]
 
     @property
+    def efforts(self) -> Sequence[Sequence[Effort]]:
+        return [[Effort(probes, refine) for refine in _REFINE] for probes in _PROBES]
+
+    @property
     def is_indexed(self) -> bool:
         return any(index.columns == ["vector"] for index in self._table.list_indices())
+
+    @property
+    def version(self) -> int:
+        return int(self._table.version)
 
     def build_index(self) -> None:
         # RaBitQ packs eight dimensions a byte. How many partitions there are is left to LanceDB,

@@ -1,5 +1,6 @@
 """Several models at once: names, loading, swapping, and what a request may name."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,16 +87,71 @@ def test_a_model_is_loaded_swapped_and_unloaded_by_name(client: TestClient, mode
     problem(client.post("/v1/models/second/unload"), 404)
 
 
-def test_the_default_model_can_be_swapped_and_the_collection_stays_with_its_own(
+def found(client: TestClient) -> list[tuple[str, float]]:
+    answer = client.post("/v1/search", json={"text": "red"})
+    assert answer.status_code == 200, answer.text
+    return [(hit["id"], round(hit["score"], 4)) for hit in answer.json()["results"]]
+
+
+def listed(client: TestClient) -> dict[str, list[str]]:
+    return {m["id"]: m["collections"] for m in client.get("/v1/models").json()["data"]}
+
+
+def test_a_swapped_default_model_is_kept_in_sight_for_the_collection_of_its_vectors(
     client: TestClient, models: Path, bundle: Path
 ) -> None:
+    old = Encoder.load(bundle).fingerprint
     client.post("/v1/items", json={"items": [{"id": "red", "text": "red"}]})
     assert client.post("/v1/models/tiny/load", json={"bundle": "second"}).status_code == 200
     assert row(client, None) == expected(models / "second")
-    hit = client.post("/v1/search", json={"text": "red"}).json()["results"][0]
-    assert hit["score"] == pytest.approx(1, abs=1e-5)  # by the model that made the vectors
+    assert found(client) == [("red", 1.0)]  # by the model that made the vectors
+    assert listed(client) == {"tiny": [], "first": [], old: ["default"]}
+    assert row(client, old) == expected(bundle)
+    assert f'vlm_model_info{{fingerprint="{old}",model="{old}"' in client.get("/metrics").text
     assert client.get("/readyz").status_code == 200
     assert "default model, which stays" in problem(client.post("/v1/models/tiny/unload"), 409)
+
+
+def test_a_model_that_lost_its_name_goes_when_no_collection_needs_it(
+    client: TestClient, models: Path, bundle: Path
+) -> None:
+    old = Encoder.load(bundle).fingerprint
+    client.post("/v1/items", json={"items": [{"id": "red", "text": "red"}]})
+    client.post("/v1/models/tiny/load", json={"bundle": "second"})
+    client.put("/v1/collections/later")
+    client.post("/v1/items?collection=later", json={"items": [{"id": "new", "text": "red"}]})
+    assert found(client) == [("red", 1.0)]
+    client.put("/v1/collections/default/alias", json={"collection": "later"})
+    assert listed(client) == {"tiny": ["later"], "first": []}
+    assert found(client) == [("new", 1.0)]
+    assert old not in client.get("/metrics").text
+    # The old collection is there again as soon as its model is, under whatever name.
+    back = {"collection": "default"}
+    assert client.put("/v1/collections/default/alias", json=back).status_code == 200
+    assert f"model {old[:12]}, which is not served" in problem(
+        client.post("/v1/search", json={"text": "red"}), 409
+    )
+
+
+def test_a_kept_model_can_be_unloaded_and_loaded_again_without_a_restart(
+    client: TestClient, models: Path, bundle: Path
+) -> None:
+    shutil.copytree(bundle, models / "again", dirs_exist_ok=True)
+    old = Encoder.load(bundle).fingerprint
+    client.post("/v1/items", json={"items": [{"id": "red", "text": "red"}]})
+    client.post("/v1/models/tiny/load", json={"bundle": "second"})
+    assert client.post(f"/v1/models/{old}/unload").status_code == 204
+    problem(client.post("/v1/search", json={"text": "red"}), 409)
+    assert client.post("/v1/models/again/load").status_code == 200
+    assert found(client) == [("red", 1.0)]
+    assert listed(client) == {"tiny": [], "first": [], "again": ["default"]}
+    services = client.app.state.services  # type: ignore[attr-defined] # the client types it as ASGI
+    client.post("/v1/models/again/load")  # another instance of the same: the first one goes
+    assert client.portal is not None
+    collection = client.portal.call(services.collections.get)
+    assert collection.embedder is services.registry.get("again").embedder
+    assert found(client) == [("red", 1.0)]
+    shutil.rmtree(models / "again")
 
 
 def test_what_cannot_be_loaded_changes_nothing(client: TestClient, models: Path) -> None:

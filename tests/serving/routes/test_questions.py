@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from serving.app import create_app
 from serving.settings import ServingSettings
+from serving.stores import EmbeddedStore, Item
 from tests.serving.wire import data_url, picture, problem
 from tests.support import COLOURS, drawing
 from vlm.inference import Encoder
@@ -79,6 +80,18 @@ def test_a_plain_text_is_ranked_by_its_cosine_and_a_picture_centred(
     assert similar["results"][1]["score"] == pytest.approx(float(np.sort(scores)[-2]), abs=1e-4)
     raw = ask(client, image=data_url(picture("red", "circle")), limit=16, geometry="raw")
     assert ids(raw) == [NAMES[n] for n in np.argsort(-(rows @ rows[NAMES.index("red circle")]))]
+
+
+def test_a_text_that_another_process_stores_changes_how_the_gallery_is_ranked(
+    client: TestClient, encoder: Encoder
+) -> None:
+    index = client.app.state.services.settings.index  # type: ignore[attr-defined] # of the app inside
+    other = EmbeddedStore(index, fingerprint=encoder.fingerprint, dim=encoder.info.dim)
+    assert not ask(client, text="red")["centred"]
+    other.upsert([Item(id="words", vector=encoder.encode_texts(["red"])[0], modality="text")])
+    assert ask(client, text="red")["centred"]
+    other.delete(["words"])
+    assert not ask(client, text="red")["centred"]
 
 
 def test_parts_are_added_up_in_the_centred_space(

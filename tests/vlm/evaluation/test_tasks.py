@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from tests.support import unit_rows
 from tests.vlm.evaluation.fakes import context, embedded, fake_subject
@@ -15,6 +16,7 @@ from vlm.evaluation.tasks import (
     FewShotTask,
     GeometryTask,
     MixedTask,
+    ZeroShotTask,
 )
 from vlm.evaluation.tasks.arithmetic import word_changes
 from vlm.evaluation.tasks.few_shot import Method
@@ -59,6 +61,14 @@ def test_examples_may_come_from_another_dataset_and_too_few_are_told() -> None:
     alone = FewShotTask(data="d", class_field="class", shots=[1])
     with pytest.raises(DataError, match="0 of 4 classes have the 1 examples and 1 queries"):
         alone.measure(context(d=data))
+
+
+def test_prompts_that_do_not_name_the_class_are_refused() -> None:
+    """Bug: they were taken as they were, and every class got the same row."""
+    for prompts, wrong in ((["{}", "a photo"], "'a photo' is the same for every"), ([], "is none")):
+        with pytest.raises(ValidationError, match=f"{wrong}.*write {{}} where the name"):
+            ZeroShotTask(data="d", prompts=prompts)
+    assert ZeroShotTask(data="d", prompts=["{tags}"]).prompts == ["{tags}"]
 
 
 def test_transport_moves_a_prototype_that_is_off_to_the_queries_of_its_class() -> None:
