@@ -92,8 +92,9 @@ bench-search: .venv/.installed-dev ## recall, latency and cost of search against
 	@test -d build/faiss || $(PIP) --no-deps --target build/faiss faiss-cpu
 	@OMP_NUM_THREADS=2 $(BIN)/python -m tests.bench.bench_search --out build/bench-search.json
 
-bench-durability: .venv/.installed-dev ## kill the writer of a collection 100 times: is anything lost
+bench-durability: .venv/.installed-dev ## kill the writer of a collection 100 times; search while 10,000 items are written
 	@$(BIN)/python -m tests.serving.durability 100
+	@$(BIN)/python -m tests.serving.writing 10000
 
 bench-serve: .venv/.installed-dev ## our server against a plain one, same weights and client, as JSON
 	@mkdir -p build
