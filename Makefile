@@ -104,7 +104,7 @@ bench-evaluate: .venv/.installed-dev ## retrieval of 100,000 among 100,000, exac
 	@mkdir -p build
 	@$(BIN)/python -m tests.bench.bench_evaluate --out build/bench-evaluate.json
 
-# 17 objectives, three seeds: some two hours on two quiet cores; stopped, it goes on where it was.
+# 16 objectives, three seeds: some two hours on two quiet cores; stopped, it goes on where it was.
 bench-objectives: $(RUN)/bundle/bundle.json .venv/.installed-dev ## every objective on the demo's data at equal samples, as JSON and a table
 	@$(BIN)/python -m tests.bench.bench_objectives --out build/bench-objectives.json --set image.size=32 epochs=5
 	@$(BIN)/python -m tests.bench.bench_objectives --out build/bench-objectives.json --table
