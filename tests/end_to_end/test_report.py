@@ -38,7 +38,7 @@ def test_a_report_is_read_on_a_phone_without_moving_it_sideways(
     shown = "getComputedStyle(document.querySelectorAll('.wide td')[1], '::before').content"
     assert page.evaluate(shown) == '"top-5"'
     for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type] # a literal above
+        page.emulate_media(color_scheme=scheme)
         assert violations(page) == [], scheme
     page.set_viewport_size({"width": 1280, "height": 800})
     assert violations(page) == []

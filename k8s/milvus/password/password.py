@@ -1,4 +1,4 @@
-"""Replace the password that every new Milvus has by the one of the Secret; run again, it is done."""
+"""Replace the password that every new Milvus has by the one of the Secret, once."""
 
 import sys
 from pathlib import Path
@@ -11,8 +11,8 @@ if not password:
     sys.exit(f"{secret}: must hold USER:PASSWORD")
 try:
     MilvusClient(uri, user=user, password=password).list_users()
-    print("the password is set")
+    sys.stdout.write("the password is set\n")
 except MilvusException:
     first = MilvusClient(uri, user="root", password="Milvus")
     first.update_password(user_name=user, old_password="Milvus", new_password=password)
-    print("the password was changed")
+    sys.stdout.write("the password was changed\n")
