@@ -71,7 +71,7 @@ class _Connected(Generic[HttpT]):
         retries: int = 3,
     ) -> None:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        self._http = self._connect(base_url=url, headers=headers, timeout=seconds)
+        self._http: HttpT = self._connect(base_url=url, headers=headers, timeout=seconds)
         self._model = model
         self._retries = retries
 

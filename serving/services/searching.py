@@ -115,8 +115,8 @@ class Tuning:
     """Of fewer items, all or those that a filter leaves, every one is compared."""
     measurement: Measurement | None = None
     """Without one, search is exact."""
-    file_changed: float | None = None
-    """When the file with the measurement changed last."""
+    note: str | None = None
+    """What the measurement was read from."""
 
     @property
     def effort(self) -> Effort | None:

@@ -295,6 +295,14 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _labels_are_read(self) -> "TrainConfig":
+        needing = [term.type for term in self.loss if term.needs_labels]
+        if needing and self.data.stream.label_field is None:
+            message = f"loss {', '.join(needing)} compares labels: set data.stream.label_field"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
     def _average_is_in_reach(self) -> "TrainConfig":
         stage = self.engine.zero_stage if self.engine.type == "deepspeed" else 0
         if stage == 3 and self.ema_decay is not None:

@@ -20,7 +20,8 @@ from vlm.distributed import (
     max_over_ranks,
     sum_with_gradient,
 )
-from vlm.losses import LossTerm, caption_sum, full_precision, total_loss
+from vlm.errors import DataError
+from vlm.losses import LossTerm, NoPairsError, caption_sum, full_precision, total_loss
 from vlm.train.memory import LossMemory
 from vlm.train.teacher import Teacher
 from vlm.types import Batch, CaptionSum, DualEncoderOutput, Features, LossOutput, RowShare
@@ -94,7 +95,28 @@ class Objective:
             progress: Fraction of training done.
             taught: The teacher's embeddings of all micro-batches of `batch`.
             captions: The caption loss of this rank, where `output` no longer has the rows.
+
+        Raises:
+            DataError: If all samples of the step are of one group, and a term needs two.
         """
+        try:
+            return self._loss(output, batch, progress, taught, captions)
+        except NoPairsError as error:
+            message = (
+                f"the loss cannot tell the samples of this step apart: {error}. "
+                f"data.stream.group_field puts them together: name another field, leave it out, "
+                f"or raise global_batch"
+            )
+            raise DataError(message) from error
+
+    def _loss(
+        self,
+        output: DualEncoderOutput,
+        batch: Batch,
+        progress: float,
+        taught: Sequence[DualEncoderOutput],
+        captions: CaptionSum | None,
+    ) -> LossOutput:
         device = self._world.device
         return global_loss(
             output,
@@ -104,6 +126,7 @@ class Objective:
             world=self._world,
             counts=self._counts,
             sample_ids=batch.sample_ids.to(device),
+            label_ids=None if batch.label_ids is None else batch.label_ids.to(device),
             memory=self.memory,
             teacher=_joined(taught) if taught else None,
             captions=captions,
@@ -128,6 +151,7 @@ def global_loss(
     counts: Sequence[int] | None = None,
     sample_ids: Int64[Tensor, " batch"] | None = None,
     memory: LossMemory | None = None,
+    label_ids: Int64[Tensor, "batch label"] | None = None,
     teacher: DualEncoderOutput | None = None,
     captions: CaptionSum | None = None,
 ) -> LossOutput:
@@ -146,6 +170,7 @@ def global_loss(
             what splits a batch knows them, and who does not can ask `gather_counts` once.
         sample_ids: This rank's samples; needed for `memory`.
         memory: What terms remember, changed by this call; none lets them start anew.
+        label_ids: This rank's labels, for terms that compare them.
         teacher: A frozen model's embeddings of this rank's batch.
         captions: This rank's caption loss; by default that of the rows in `output`, if any.
 
@@ -172,6 +197,7 @@ def global_loss(
         teacher_image=None if taught is None else taught.chunk(2, dim=1)[0],
         teacher_text=None if taught is None else taught.chunk(2, dim=1)[1],
         teacher_logit_scale=None if teacher is None else full_precision(teacher.logit_scale),
+        label_ids=None if label_ids is None else gather_rows(label_ids, world, counts=counts),
         captions=None if captions is None else _over_ranks(captions, world),
         share=RowShare(
             index=world.rank,

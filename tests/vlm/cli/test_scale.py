@@ -165,6 +165,7 @@ def test_search_and_serving_grow_as_they_must() -> None:
     vectors, codes = formulas.search_bytes(10**9, 512)
     assert vectors == 2_048 * 10**9
     assert codes == 80 * 10**9
+    assert formulas.milvus_bytes(10**9, 512) == 4_608 * 10**9
     assert formulas.scan_seconds(2e9, bandwidth=1e11) == pytest.approx(0.02)
     assert formulas.replicas(100, each=10, utilisation=0.5) == 20
     assert formulas.replicas(0.1, each=10) == 1
@@ -178,3 +179,10 @@ def test_every_plan_prints_a_table(verb: str) -> None:
     done = CliRunner().invoke(app, ["scale", verb], env={"COLUMNS": "200"})
     assert done.exit_code == 0
     assert {"train": "1024", "search": "10,000,000,000", "serve": "10,000"}[verb] in done.output
+    # SCALE.md shows the same rows.
+    page = (Path(__file__).parents[3] / "k8s/SCALE.md").read_text()
+    _, _, block = page.partition(f"```\nvlm scale {verb}")
+    shown = [line.split() for line in block.partition("```")[0].splitlines()[2:]]
+    printed = [line.replace("│", " ").split() for line in done.output.splitlines() if "│" in line]
+    assert shown
+    assert shown == printed

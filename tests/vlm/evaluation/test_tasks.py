@@ -97,6 +97,7 @@ def test_a_gap_hides_the_other_modality_and_centring_brings_it_back() -> None:
     found = outcome.result
     assert found.ndcg10 < 0.05
     assert found.ndcg10_centred > 0.95
+    assert found.gain == pytest.approx(found.ndcg10_centred - found.ndcg10)
     assert found.other_modality == 0
     assert abs(found.other_modality_centred - found.other_modality_even) < 0.15
     assert (found.means, found.gallery) == ("dataset", 60)
@@ -120,6 +121,7 @@ def test_an_image_near_to_every_caption_comes_first_until_hubs_count_less() -> N
     assert result.recall1 < 0.05
     assert result.ndcg10_without_hubs > result.recall1_without_hubs > 0.9
     assert result.recall1_centred > 0.9
+    assert result.gain_without_hubs == pytest.approx(result.ndcg10_without_hubs - result.ndcg10)
     alone = CorrectedTask(data="d").measure(context(d=embedded(images[1:2], ["t"], texts[1:2])))
     assert (alone.result.bank, alone.result.recall1_without_hubs) == (0, 1)
 

@@ -214,6 +214,8 @@ def test_a_term_and_a_teacher_need_each_other(tmp_path: Path) -> None:
         assert configured(tmp_path, loss=loss, teacher=teacher).teacher is not None
     with pytest.raises(ConfigError, match="no term of the loss asks the teacher"):
         configured(tmp_path, teacher=teacher)
+    with pytest.raises(ConfigError, match="soft_clip compares labels: set data.stream.label_field"):
+        configured(tmp_path, loss=[{"type": "soft_clip", "similarity": "labels"}])
     twice = [{"type": "sogclr"}, {"type": "sogclr"}]
     with pytest.raises(ConfigError, match="sogclr is listed twice"):
         configured(tmp_path, loss=twice)

@@ -31,6 +31,9 @@ class CorrectedResult(TaskResult):
     recall1: float = Field(ge=0, le=1)
     recall1_centred: float = Field(ge=0, le=1)
     recall1_without_hubs: float = Field(ge=0, le=1)
+    gain_centred: float = Field(ge=-1, le=1)
+    """Mean of what centring adds to the NDCG of a query."""
+    gain_without_hubs: float = Field(ge=-1, le=1)
     means: Origin
     """Where the means for centring come from."""
     bank: int
@@ -80,9 +83,12 @@ class CorrectedTask(TaskConfig):
                 (f"recall1{name}", right[:, 0].double()),
             ):
                 scores[figure] = Scores(values=values, clusters=groups[asked])
+        for name in ("_centred", "_without_hubs"):
+            gained = scores[f"ndcg10{name}"].values - scores["ndcg10"].values
+            scores[f"gain{name}"] = Scores(values=gained, clusters=groups[asked])
         result = CorrectedResult(
             data=self.data,
-            **{figure: exact_mean(found.values) for figure, found in scores.items()},
+            **{figure: exact_mean(score.values) for figure, score in scores.items()},
             means=means.origin,
             bank=kept,
             queries=len(asked),

@@ -21,6 +21,8 @@ class MixedResult(TaskResult):
     type: Literal["mixed_retrieval"] = "mixed_retrieval"
     ndcg10: float = Field(ge=0, le=1)
     ndcg10_centred: float = Field(ge=0, le=1)
+    gain: float = Field(ge=-1, le=1)
+    """Mean of what centring adds to the NDCG of a query."""
     other_modality: float = Field(ge=0, le=1)
     """Share of the first 10 found that are not of the query's own modality."""
     other_modality_centred: float = Field(ge=0, le=1)
@@ -70,14 +72,17 @@ class MixedTask(TaskConfig):
             # A query of a sample in the gallery as an image is a text.
             others[name] = (is_image[top] == is_image[:, None]).double().mean(dim=1)
         scores = {
-            f"ndcg10{name}": Scores(values=values, clusters=groups)
-            for name, values in found.items()
+            figure: Scores(values=values, clusters=groups)
+            for figure, values in (
+                ("ndcg10", found[""]),
+                ("ndcg10_centred", found["_centred"]),
+                ("gain", found["_centred"] - found[""]),
+            )
         }
         share = is_image.double().mean()
         result = MixedResult(
             data=self.data,
-            ndcg10=exact_mean(found[""]),
-            ndcg10_centred=exact_mean(found["_centred"]),
+            **{figure: exact_mean(score.values) for figure, score in scores.items()},
             other_modality=exact_mean(others[""]),
             other_modality_centred=exact_mean(others["_centred"]),
             other_modality_even=float(share * share + (1 - share) * (1 - share)),
