@@ -13,6 +13,7 @@ from vlm.distributed.collectives import (
 from vlm.distributed.heartbeat import Heartbeat, watch_ranks
 from vlm.distributed.sharding import (
     Piece,
+    is_sharded,
     piece_of,
     set_gradient_synchronisation,
     shard,
@@ -40,6 +41,7 @@ __all__ = [
     "gather_rows",
     "gather_rows_with_gradient",
     "gather_uneven_rows",
+    "is_sharded",
     "max_over_ranks",
     "piece_of",
     "ranks_to_start",
