@@ -35,7 +35,7 @@ install-dev: .venv/.installed-dev ## the environment with the tools for tests an
 
 .venv/.installed-dev: .venv/.installed
 	@echo "installing the tools for tests and checks"
-	@$(PIP) -e '.[serve,openvino,deepspeed,huggingface,dev,npm]'
+	@$(PIP) -e '.[serve,milvus,openvino,deepspeed,huggingface,dev,npm]'
 	@touch $@
 
 $(DATA)/fetched.json: | .venv/.installed
@@ -55,7 +55,7 @@ serve: $(RUN)/index/.complete ## the page and the API of the demo at http://127.
 
 # One process a core, each with one thread: files are dealt out whole, so that a server or a trained
 # model is made once for the tests that share it.
-test: .venv/.installed-dev browser ## the whole test suite, with coverage
+test: .venv/.installed-dev browser build/kinds ## the whole test suite, with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered
 
 check: .venv/.installed-dev ## format, lint, types, and the floors of the house
@@ -68,9 +68,10 @@ format: .venv/.installed-dev ## rewrite the files as `make check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-loss: .venv/.installed-dev ## our losses against open_clip's: time and peak memory, as JSON
+bench-loss: .venv/.installed-dev ## our losses against open_clip's: time and peak memory, as JSON and a table; PART="--batches 4096" for one part
 	@mkdir -p build
-	$(BIN)/python -m tests.bench.bench_loss --out build/bench-loss.json
+	$(BIN)/python -m tests.bench.bench_loss --out build/bench-loss.json $(PART)
+	@$(BIN)/python -m tests.bench.bench_loss --out build/bench-loss.json --table
 
 bench-plan: .venv/.installed-dev ## the order of 10 billion samples on one of 4,096 ranks, as JSON
 	@$(BIN)/python -m tests.bench.bench_plan
@@ -91,8 +92,9 @@ bench-search: .venv/.installed-dev ## recall, latency and cost of search against
 	@test -d build/faiss || $(PIP) --no-deps --target build/faiss faiss-cpu
 	@OMP_NUM_THREADS=2 $(BIN)/python -m tests.bench.bench_search --out build/bench-search.json
 
-bench-durability: .venv/.installed-dev ## kill the writer of a collection 100 times: is anything lost
+bench-durability: .venv/.installed-dev ## kill the writer of a collection 100 times; search while 10,000 items are written
 	@$(BIN)/python -m tests.serving.durability 100
+	@$(BIN)/python -m tests.serving.writing 10000
 
 # infinity-emb wants older libraries, so it has an environment of its own. Some ten minutes in all.
 bench-serve: .venv/.installed-dev ## our server against a plain one and infinity-emb, same weights and client, as JSON
@@ -105,10 +107,14 @@ bench-evaluate: .venv/.installed-dev ## retrieval of 100,000 among 100,000, exac
 	@mkdir -p build
 	@$(BIN)/python -m tests.bench.bench_evaluate --out build/bench-evaluate.json
 
-# 17 objectives, three seeds: some two hours on two quiet cores; stopped, it goes on where it was.
+# 16 objectives, three seeds: some two hours on two quiet cores; stopped, it goes on where it was.
 bench-objectives: $(RUN)/bundle/bundle.json .venv/.installed-dev ## every objective on the demo's data at equal samples, as JSON and a table
 	@$(BIN)/python -m tests.bench.bench_objectives --out build/bench-objectives.json --set image.size=32 epochs=5
 	@$(BIN)/python -m tests.bench.bench_objectives --out build/bench-objectives.json --table
+
+# Models of other projects' kinds for Kubernetes: the tests of k8s/ read them and never import them.
+build/kinds: | .venv/.installed-dev
+	@$(PIP) --no-deps --no-compile --target $@ kserve==0.21.0 cloudcoil-models-prometheus-operator==0.80.1.0
 
 # The page is tested in a real Chromium. Without one, and without the right to install it, those
 # tests say so and are skipped.

@@ -13,7 +13,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import vlm
-from serving.errors import BadInputError, ConflictError, NotFoundError, OverloadedError
+from serving.errors import (
+    BadInputError,
+    ConflictError,
+    NotFoundError,
+    OverloadedError,
+    StoreUnavailableError,
+)
 from serving.metrics import Metrics
 from serving.routes import routers
 from serving.routes.caption import CaptionRequest
@@ -84,6 +90,7 @@ def create_app(settings: ServingSettings, *, tracing: Tracing | None = None) -> 
     app.add_middleware(GuardMiddleware, settings=settings, metrics=metrics, tracing=tracing)
     for error_class in _STATUS:
         app.add_exception_handler(error_class, _serving_error)
+    app.add_exception_handler(StoreUnavailableError, _store_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     _describe_hidden_schemas(app)
@@ -129,6 +136,13 @@ def _lifespan(
 
 async def _serving_error(request: Request, error: Exception) -> JSONResponse:
     return problem_response(_STATUS[type(error)], str(error), request.scope)
+
+
+async def _store_error(request: Request, error: Exception) -> JSONResponse:
+    # Where the store is and what it said is for who runs this, not for who asks.
+    _log.error("the store is unavailable", extra={"reason": str(error)})
+    message = "what keeps the collections does not answer; try again in a moment"
+    return problem_response(503, message, request.scope)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:

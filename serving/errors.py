@@ -7,6 +7,7 @@ __all__ = [
     "NotFoundError",
     "OverloadedError",
     "ServingError",
+    "StoreUnavailableError",
 ]
 
 
@@ -32,3 +33,7 @@ class OverloadedError(ServingError):
 
 class FingerprintError(ServingError):
     """Vectors of another model than the collection's."""
+
+
+class StoreUnavailableError(ServingError):
+    """What keeps the vectors does not answer, or refuses; try again in a moment."""

@@ -20,6 +20,7 @@ from serving.services.fetching import RemoteImage
 
 __all__ = [
     "AddedItems",
+    "ClassIn",
     "ClassifyRequest",
     "ClassifyResponse",
     "DeleteRequest",
@@ -106,11 +107,25 @@ class Health(_Schema):
     status: str
 
 
+class ClassIn(_Schema):
+    """A class by words, by example images, or by both."""
+
+    label: Text
+    prompts: Annotated[list[Text], Field(min_length=1, max_length=100)] | None = None
+    """Texts in place of the label in the templates."""
+    images: list[ImageBytes] = []
+    """Examples; in a label set kept at 512 pixels at most, without metadata."""
+    image_weight: float = Field(default=0.5, ge=0, le=1)
+    """Of the images against the words; 1: images alone."""
+
+
 class ClassifyRequest(_Schema):
-    """Give either labels or the name of a label set."""
+    """Give labels, classes, or the name of a label set."""
 
     images: list[ImageSource] = Field(min_length=1)
     labels: Annotated[list[Text], Field(min_length=1)] | None = None
+    classes: Annotated[list[Text | ClassIn], Field(min_length=1)] | None = None
+    """Labels, some of which have examples, as in a label set that is not stored."""
     label_set: str | None = None
     """One of `/v1/label-sets`; its templates, mode, calibration and threshold apply."""
     templates: list[str] | None = Field(default=None, min_length=1, max_length=100)
@@ -126,8 +141,9 @@ class ClassifyRequest(_Schema):
 
     @model_validator(mode="after")
     def _names_classes_once(self) -> "ClassifyRequest":
-        if (self.labels is None) == (self.label_set is None):
-            message = "give exactly one of labels and label_set"
+        given = (self.labels, self.classes, self.label_set)
+        if sum(each is not None for each in given) != 1:
+            message = "give exactly one of labels, classes and label_set"
             raise ValueError(message)
         if self.label_set is not None and self.templates is not None:
             message = "templates belong to the label set; store it with others"

@@ -1,15 +1,18 @@
 """All settings of the server, typed; a YAML file holds them, the environment only its path."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vlm.config import Config, load_config
 
 __all__ = [
     "ApiKey",
+    "EmbeddedStoreConfig",
+    "MilvusStoreConfig",
     "RemoteImages",
     "Scope",
     "ServingSettings",
@@ -64,6 +67,48 @@ class RemoteImages(Config):
     """For all of one image, redirects included."""
 
 
+class EmbeddedStoreConfig(Config):
+    """Collections in folders: `index` and `collections`."""
+
+    type: Literal["embedded"] = "embedded"
+
+
+class MilvusStoreConfig(Config):
+    """Collections in a Milvus cluster, with all that is known of them.
+
+    `shards` and `index` are of collections that are made from now on; others stay as they are.
+    """
+
+    type: Literal["milvus"] = "milvus"
+    uri: str
+    """E.g. `http://milvus:19530`; https for TLS."""
+    token_file: Path | None = None
+    """A file with `user:password` or a token, which is never put into settings or logs."""
+    database: str = "default"
+    prefix: str = Field("vlm_", pattern="^[A-Za-z_][A-Za-z0-9_]{0,31}$")
+    """What names in the cluster begin with; servers with the same one share collections."""
+    shards: int = Field(1, ge=1, le=16)
+    """Channels that writes are dealt out to. With several, a crash of the cluster may keep a part
+    of the one write it was amid."""
+    replicas: int = Field(1, ge=1, le=64)
+    """Copies in memory, each on query nodes of its own; one that is loaded keeps its number."""
+    index: Literal["ivf_flat", "flat"] = "ivf_flat"
+    """Those kinds that exact search is possible with, so that recall can be measured."""
+    consistency: Literal["session", "strong"] = "session"
+    """Whether a read waits for what its own process has written, or for what any has."""
+    timeout_seconds: float = Field(30, gt=0)
+
+    @model_validator(mode="after")
+    def _has_no_password(self) -> "MilvusStoreConfig":
+        if not re.fullmatch(r"https?://[^/@\s]+/?", self.uri):  # and what was found is not told
+            message = "uri must be http://HOST:PORT or https://…; a password belongs in token_file"
+            raise ValueError(message)
+        return self
+
+
+StoreConfig = Annotated[EmbeddedStoreConfig | MilvusStoreConfig, Field(discriminator="type")]
+
+
 class ServingSettings(Config):
     """What to serve, where, and within which limits."""
 
@@ -72,6 +117,8 @@ class ServingSettings(Config):
     """Folder of bundles that were fetched from an object store, by fingerprint."""
     index: Path = Path("runs/demo/index")
     """Folder of the searchable collection; made if it is missing."""
+    store: StoreConfig = EmbeddedStoreConfig()
+    """What keeps the collections."""
     collections: Path | None = None
     """Folder of further collections and of aliases; none: `INDEX-collections`, beside it."""
     recall_target: float = Field(0.95, gt=0, le=1)

@@ -1,6 +1,7 @@
 """Small real things that many tests need: images, shards, models, bundles."""
 
 import io
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from vlm.data.samples import Sample
 from vlm.data.sources.protocol import BadSample, SampleSource
 from vlm.data.stream import Source, StreamConfig, TrainStream
 from vlm.data.write import write_shards
-from vlm.inference import BundleInfo, save_bundle
+from vlm.inference import BundleInfo, Encoder, save_bundle
 from vlm.models import DualEncoder, DualEncoderConfig
 from vlm.preprocess import (
     ImageConfig,
@@ -157,3 +158,15 @@ def tiny_bundle(folder: Path, *, seed: int = 0, bias: float | None = None) -> Bu
         tokenizer=TokenizerConfig(context_length=12),
         metrics={"zero_shot": {}},
     )
+
+
+def give_means(bundle: Path, pictures: list[Image.Image], captions: list[str]) -> None:
+    """Let a bundle know the means of its modalities, taken from these."""
+    encoder = Encoder.load(bundle)
+    tree = json.loads((bundle / "bundle.json").read_text())
+    tree["modality_means"] = {
+        "image": encoder.encode_images(pictures).mean(axis=0).tolist(),
+        "text": encoder.encode_texts(captions).mean(axis=0).tolist(),
+        "num_pairs": len(pictures),
+    }
+    (bundle / "bundle.json").write_text(json.dumps(tree))

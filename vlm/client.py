@@ -27,6 +27,7 @@ __all__ = ["AsyncClient", "Client", "ClientError", "Found", "Label", "Shown"]
 
 Image = Path | bytes
 AnswerT = TypeVar("AnswerT")
+HttpT = TypeVar("HttpT", httpx.Client, httpx.AsyncClient)
 _BUSY: Final = frozenset({429, 503})
 _CHUNK: Final = 32
 """Inputs of one request; a server allows 64 unless told otherwise."""
@@ -47,8 +48,8 @@ class _Call(Generic[AnswerT]):
     body: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Client:
-    """Asks and waits.
+class _Connected(Generic[HttpT]):
+    """Where a client asks, and how patiently.
 
     Args:
         url: Of the server, e.g. `http://127.0.0.1:8000`.
@@ -57,6 +58,8 @@ class Client:
         seconds: Longest wait for an answer.
         retries: How often a busy server is asked again.
     """
+
+    _connect: type[HttpT]
 
     def __init__(
         self,
@@ -67,9 +70,16 @@ class Client:
         seconds: float = 60,
         retries: int = 3,
     ) -> None:
-        self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=seconds)
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        self._http: HttpT = self._connect(base_url=url, headers=headers, timeout=seconds)
         self._model = model
         self._retries = retries
+
+
+class Client(_Connected[httpx.Client]):
+    """Asks and waits: `Client(url, key=None, model=None, seconds=60, retries=3)`."""
+
+    _connect = httpx.Client
 
     def __enter__(self) -> "Client":
         return self
@@ -112,21 +122,10 @@ class Client:
         return _read(answer, call)
 
 
-class AsyncClient:
-    """The same questions as `Client`, for `await`; see there for the arguments."""
+class AsyncClient(_Connected[httpx.AsyncClient]):
+    """The same questions as `Client`, for `await`, with the same arguments."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        key: str | None = None,
-        model: str | None = None,
-        seconds: float = 60,
-        retries: int = 3,
-    ) -> None:
-        self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), timeout=seconds)
-        self._model = model
-        self._retries = retries
+    _connect = httpx.AsyncClient
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -237,10 +236,6 @@ def _url(image: Image) -> str:
         raise ClientError(message) from error
     # The server looks at the content, so any kind of image may be named.
     return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
-def _headers(key: str | None) -> dict[str, str]:
-    return {} if key is None else {"authorization": f"Bearer {key}"}
 
 
 def _wait_seconds(answer: httpx.Response) -> float:

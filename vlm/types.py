@@ -10,6 +10,7 @@ Axis words used in shape annotations everywhere:
     vocab         entries of the tokenizer's vocabulary
     channel height width   of an image
     class         classes of a zero-shot task
+    label         places for the labels of a sample
     template      prompts of one class
     position      places at which a decoder predicts the next token
     width         inner width of a tower
@@ -53,6 +54,8 @@ class Batch:
     """Stable 64-bit id of each sample, the same in every run and on every rank."""
     group_ids: Int64[Tensor, " batch"]
     """Samples with equal group ids show the same concept and are never negatives of each other."""
+    label_ids: Int64[Tensor, "batch label"] | None = None
+    """Ids of each sample's labels, padded with -1; where the data plane is asked for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,8 @@ class Features:
     """Unit rows of a frozen teacher, where the run has one; no gradient."""
     teacher_text: Float[Tensor, "global_batch teacher_dim"] | None = None
     teacher_logit_scale: Float[Tensor, "1"] | None = None
+    label_ids: Int64[Tensor, "global_batch label"] | None = None
+    """Ids of each sample's labels, padded with -1, where the run reads them."""
     share: RowShare = WHOLE
     """The rows that this process reduces against all; every process has all features."""
 

@@ -6,7 +6,7 @@
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim AS build
 ARG TORCH_INDEX=
-ARG EXTRAS=serve,deepspeed,npm
+ARG EXTRAS=serve,milvus,deepspeed,npm
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/vlm
 ENV PATH=/opt/vlm/bin:$PATH

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 
 from serving.routes.bodies import body_schema, parse_body
+from serving.routes.classes import label_set_of
 from serving.routes.state import Services, ServicesDep, refuse_more_than
 from serving.schemas import ClassifyRequest, ClassifyResponse, ClassifyResult, PredictionOut
 from serving.services.classification import (
@@ -14,29 +15,36 @@ from serving.services.classification import (
     expanded,
 )
 from serving.services.embedding import Embedder
+from serving.services.label_sets import check_label_set
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1", tags=["classification"])
+_LISTS = ("images", "labels", "templates")
 
 
 @router.post("/classify", openapi_extra=body_schema(ClassifyRequest, ("images",)))
 async def classify_images(request: Request, services: ServicesDep) -> ClassifyResponse:
     """Tell which of the labels, given or stored, each image shows, without training on them."""
-    body = await parse_body(request, ClassifyRequest, lists=("images", "labels", "templates"))
+    body = await parse_body(request, ClassifyRequest, lists=_LISTS, objects=("classes",))
     refuse_more_than(services.settings.max_images, len(body.images), "images")
     embedder = services.embedder(body.model)
     if body.label_set is not None:
         return await _among_stored(body, body.label_set, embedder, services)
-    classes = await _described(body, embedder, services)
-    verdicts = await _verdicts(
-        body, embedder, classes, body.mode or "exclusive", body.none_threshold
-    )
+    mode = body.mode or "exclusive"
+    classes = await _described(body, mode, embedder, services)
+    verdicts = await _verdicts(body, embedder, classes, mode, body.none_threshold)
     return ClassifyResponse(model=embedder.info.fingerprint, results=_results(verdicts))
 
 
-async def _described(body: ClassifyRequest, embedder: Embedder, services: Services) -> Classes:
+async def _described(
+    body: ClassifyRequest, mode: Mode, embedder: Embedder, services: Services
+) -> Classes:
     settings, labels, templates = services.settings, body.labels or [], body.templates or ["{}"]
+    if body.classes is not None:
+        label_set = label_set_of(body.classes, templates, mode, services)
+        check_label_set(label_set)
+        return await services.label_sets.classes(label_set, embedder, mode)
     refuse_more_than(settings.max_labels, len(labels) * len(expanded(templates)), "prompts")
     longest = max(map(len, [*labels, *templates]))
     refuse_more_than(settings.max_text_characters, longest, "characters of a label or template")

@@ -94,7 +94,9 @@ class AliasIn(_Schema):
 async def list_collections(services: ServicesDep) -> CollectionsOut:
     """All collections and aliases."""
     collections = services.collections
-    return CollectionsOut(collections=collections.names(), aliases=collections.aliases())
+    return CollectionsOut(
+        collections=await collections.names(), aliases=await collections.aliases()
+    )
 
 
 @router.get("/{name}")

@@ -1,44 +1,25 @@
 """`/v1/label-sets`: classes that are stored under a name."""
 
 import asyncio
-import base64
-import io
-from typing import Annotated, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Request
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.errors import BadInputError
 from serving.routes.bodies import body_schema, parse_body
-from serving.routes.state import Services, ServicesDep, refuse_more_than
-from serving.schemas import ImageBytes, ModelName, Text
+from serving.routes.classes import label_set_of, with_kept_images
+from serving.routes.state import ServicesDep, refuse_more_than
+from serving.schemas import ClassIn, ImageBytes, ModelName, Text
 from serving.services.calibration import LabelledImage, fit_calibration
-from serving.services.classification import expanded
-from serving.services.label_sets import Calibration, LabelClass, LabelSet
-from vlm.errors import DataError
-from vlm.preprocess import decode_image
+from serving.services.label_sets import Calibration, LabelSet
 
 __all__ = ["CalibrateRequest", "LabelSetRequest", "router"]
 
 router = APIRouter(prefix="/v1/label-sets", tags=["classification"])
-_EXAMPLE_SIDE = 512
 
 
 class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class ClassIn(_Schema):
-    """A class by words, by example images, or by both."""
-
-    label: Text
-    prompts: Annotated[list[Text], Field(min_length=1, max_length=100)] | None = None
-    """Texts in place of the label in the set's templates."""
-    images: list[ImageBytes] = []
-    """Examples; kept at 512 pixels at most, without metadata."""
-    image_weight: float = Field(default=0.5, ge=0, le=1)
-    """Of the images against the words; 1: images alone."""
 
 
 class LabelSetRequest(_Schema):
@@ -126,23 +107,11 @@ async def get(name: str, services: ServicesDep) -> LabelSetOut:
 async def put(name: str, request: Request, services: ServicesDep) -> LabelSetOut:
     """Store a set, replacing one of that name; on disk when this is answered."""
     body = await parse_body(request, LabelSetRequest)
-    classes = [ClassIn(label=c) if isinstance(c, str) else c for c in body.classes]
-    _refuse_too_much(classes, body.templates, services)
-    label_set = LabelSet(
-        classes=[
-            LabelClass(
-                label=c.label,
-                prompts=c.prompts,
-                images=await asyncio.to_thread(_kept_images, c, services),
-                image_weight=c.image_weight,
-            )
-            for c in classes
-        ],
-        templates=body.templates,
-        mode=body.mode,
-        none_threshold=body.none_threshold,
+    label_set = label_set_of(body.classes, body.templates, body.mode, services).model_copy(
+        update={"none_threshold": body.none_threshold}
     )
-    return _out(name, await services.label_sets.put(name, label_set))
+    kept = await asyncio.to_thread(with_kept_images, label_set, services)
+    return _out(name, await services.label_sets.put(name, kept))
 
 
 @router.delete("/{name}", status_code=204)
@@ -167,33 +136,6 @@ async def calibrate(name: str, request: Request, services: ServicesDep) -> Calib
     model = embedder.info.fingerprint
     await services.label_sets.calibrate(name, label_set.version, model, found)
     return _calibration(model, found)
-
-
-def _refuse_too_much(classes: list[ClassIn], templates: list[str], services: Services) -> None:
-    settings = services.settings
-    prompts = sum(len(c.prompts or expanded(templates)) for c in classes)
-    refuse_more_than(settings.max_labels, prompts, "prompts")
-    refuse_more_than(settings.max_images, sum(len(c.images) for c in classes), "images")
-    texts = [*templates, *(t for c in classes for t in [c.label, *(c.prompts or [])])]
-    longest = max(map(len, texts))
-    refuse_more_than(settings.max_text_characters, longest, "characters of a label or template")
-
-
-def _kept_images(c: ClassIn, services: Services) -> list[str]:
-    """Small, upright, without metadata and without further loss, in base64."""
-    kept = []
-    for number, data in enumerate(c.images):
-        try:
-            pixels = decode_image(data, max_pixels=services.settings.max_image_pixels)
-        except DataError as error:
-            message = f"classes.{c.label[:64]}.images.{number}: {error}"
-            raise BadInputError(message) from error
-        image = Image.fromarray(pixels)
-        image.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
-        buffer = io.BytesIO()
-        image.save(buffer, "WEBP", lossless=True)
-        kept.append(base64.b64encode(buffer.getvalue()).decode())
-    return kept
 
 
 def _out(name: str, label_set: LabelSet) -> LabelSetOut:

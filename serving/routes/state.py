@@ -32,12 +32,12 @@ class Services:
         try:
             return await self.registry.load(name, bundle)
         finally:
-            self.collections.settle()
+            await self.collections.settle()
 
     async def unload(self, name: str) -> None:
         """Stop answering under a name; a model that a collection needs is kept for it."""
         await self.registry.unload(name)
-        self.collections.settle()
+        await self.collections.settle()
 
     def embedder(self, name: str | None = None) -> Embedder:
         """The model that a request names, or the default one; NotFoundError if there is none."""

@@ -1,44 +1,36 @@
 """Named collections of items, each of one model, and the aliases that point to them.
 
-    INDEX/                      the collection `default`
-    INDEX-collections/NAME/     every other one
-    INDEX-collections/aliases.json   names that stand for a collection; `default` may be one
-
-A name is looked up anew for each request, and the file of aliases is replaced as a whole: a switch
-is seen by the next request, and those that have begun end with the collection they began with.
+A name is looked up anew for each request: a switch of an alias is seen by the next one, and those
+that have begun end with the collection they began with.
 """
 
 import asyncio
 import logging
 import re
-import shutil
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from serving.errors import BadInputError, ConflictError, NotFoundError
 from serving.metrics import Metrics
-from serving.services.aliases import DEFAULT, read_aliases, write_aliases
+from serving.services.catalogs import open_catalog
 from serving.services.embedding import Embedder
 from serving.services.recall import (
     HELD_OUT,
     Measurement,
     held_out_queries,
     is_out_of_date,
-    load_measurement,
-    measured_at,
-    only_one,
-    save_measurement,
+    read_measurement,
     tune,
+    written,
 )
 from serving.services.registry import Registry
 from serving.services.retrieval import Retriever
 from serving.services.searching import Tuning
 from serving.settings import ServingSettings
-from serving.stores import EmbeddedStore, Store, read_collection_info
+from serving.stores import DEFAULT, Catalog, Known, Store
 
 __all__ = ["Collection", "Collections"]
 
@@ -51,7 +43,6 @@ class Collection:
     """Items of one model, open."""
 
     name: str
-    folder: Path
     store: Store
     embedder: Embedder
     retriever: Retriever
@@ -76,7 +67,7 @@ class Collections:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
-        self._root = settings.collections_folder
+        self._known_catalog: Catalog | None = None
         self._open: dict[str, Collection] = {}
         self._last: dict[str, Collection] = {}
         self._changes = asyncio.Lock()
@@ -87,13 +78,15 @@ class Collections:
         """Open the default collection, made for the default model if there is none.
 
         Raises:
+            ConfigError: If the store cannot be used as the settings say.
             FingerprintError: If it holds another model's vectors.
+            StoreUnavailableError: If the store does not answer.
             ConflictError: If it is an alias, and no served model has its fingerprint.
         """
-        name = self._resolved(DEFAULT)
-        if name == DEFAULT:
+        self._known_catalog = await asyncio.to_thread(open_catalog, self._settings)
+        if DEFAULT not in await self.aliases():
             embedder = self._registry.default.embedder
-            self._open[name] = await asyncio.to_thread(self._opened, name, embedder)
+            self._open[DEFAULT] = await asyncio.to_thread(self._opened, DEFAULT, embedder)
         collection = await self.get()
         self._consider(collection)
 
@@ -109,16 +102,14 @@ class Collections:
             c.name for c in self._open.values() if c.embedder.info.fingerprint == fingerprint
         )
 
-    def names(self) -> list[str]:
+    async def names(self) -> list[str]:
         """All collections, the default one first."""
-        found = {p.name for p in self._folders()}
-        if read_collection_info(self._settings.index) is not None:
-            found.add(DEFAULT)
+        found = await asyncio.to_thread(self._catalog.names)
         return sorted(found, key=lambda name: (name != DEFAULT, name))
 
-    def aliases(self) -> dict[str, str]:
+    async def aliases(self) -> dict[str, str]:
         """What names stand for collections."""
-        return read_aliases(self._root)
+        return await asyncio.to_thread(self._catalog.aliases)
 
     async def get(self, name: str | None = None) -> Collection:
         """The collection of a name or alias; the default one for none.
@@ -128,35 +119,40 @@ class Collections:
             ConflictError: If no model that is served made its vectors.
         """
         asked = name or DEFAULT
-        target = self._resolved(asked)
-        self._look_again(target)
-        if target not in self._open:
+        known = await asyncio.to_thread(self._catalog.find, asked)
+        if known is None:
+            self._open.pop(asked, None)  # another process may have removed it
+            raise await self._none_of(asked)
+        collection = self._still_open(known)
+        if collection is None:
             try:
-                await self._open_known(target, asked)
+                collection = await self._open_known(known)
             except ConflictError as error:
                 # An alias was switched before its model is served: the old one goes on answering.
                 if asked not in self._last:
                     raise
                 _log.warning(
                     "an alias points to a collection that cannot be searched yet",
-                    extra={"alias": asked, "collection": target, "reason": str(error)},
+                    extra={"alias": asked, "collection": known.name, "reason": str(error)},
                 )
                 return self._last[asked]
-        if self._last.get(asked) is not self._open[target]:
-            self._last[asked] = self._open[target]
-            self.settle()
-            if target not in self._open:  # its model was unloaded while it was being opened
+        if self._last.get(asked) is not collection:
+            self._last[asked] = collection
+            await self.settle()
+            if known.name not in self._open:  # its model was unloaded while it was being opened
                 return await self.get(name)
-        return self._open[target]
+            collection = self._open[known.name]
+        return collection
 
-    def settle(self) -> None:
+    async def settle(self) -> None:
         """Follow a change of models or names: each open collection goes on with its own model.
 
         One whose model is served anew takes that; one whose model is gone is closed, and so is one
         that no name leads to, where it alone keeps a model. Models that none needs are let go.
         """
+        aliases = await self.aliases()
         asked = {collection.name for collection in self._last.values()}
-        hidden = set(self.aliases()) - asked
+        hidden = set(aliases) - asked
         for name, collection in list(self._open.items()):
             fingerprint = collection.embedder.info.fingerprint
             model = self._registry.find(fingerprint)
@@ -180,14 +176,14 @@ class Collections:
             raise BadInputError(message)
         embedder = self._registry.get(model).embedder
         async with self._changes:
-            if name in self.aliases():
-                message = f"{name!r} is an alias of {self.aliases()[name]!r}"
+            known = await asyncio.to_thread(self._catalog.find, name)
+            if known is not None and known.name != name:
+                message = f"{name!r} is an alias of {known.name!r}"
                 raise ConflictError(message)
-            known = read_collection_info(self._folder(name))
-            if known is not None and known.fingerprint != embedder.info.fingerprint:
+            if known is not None and known.info.fingerprint != embedder.info.fingerprint:
                 message = (
-                    f"collection {name!r} is there already, of model {known.fingerprint[:12]}, and "
-                    f"not of {embedder.info.fingerprint[:12]}"
+                    f"collection {name!r} is there already, of model "
+                    f"{known.info.fingerprint[:12]}, and not of {embedder.info.fingerprint[:12]}"
                 )
                 raise ConflictError(message)
             if name not in self._open:
@@ -205,15 +201,16 @@ class Collections:
             if name == DEFAULT:
                 message = "the default collection stays; remove its items instead"
                 raise ConflictError(message)
-            for alias, target in self.aliases().items():
+            for alias, target in (await self.aliases()).items():
                 if name in (alias, target):
                     message = f"alias {alias!r} points to {target!r}; point it elsewhere first"
                     raise ConflictError(message)
-            self._check_known(name)
+            if name not in await self.names():
+                raise await self._none_of(name)
             self._open.pop(name, None)
             self._last = {a: c for a, c in self._last.items() if c.name != name}
-            self.settle()
-            await asyncio.to_thread(_remove, self._folder(name))
+            await self.settle()
+            await asyncio.to_thread(self._catalog.drop, name)
 
     async def point(self, alias: str, name: str) -> None:
         """Make an alias stand for a collection, from the next request on.
@@ -227,19 +224,19 @@ class Collections:
             message = f"{alias[:64]!r}: a name is 1 to 64 letters, digits, dashes and underscores"
             raise BadInputError(message)
         async with self._changes:
-            if alias != DEFAULT and alias in self.names():
+            names = await self.names()
+            if alias != DEFAULT and alias in names:
                 message = f"{alias!r} is a collection, not an alias"
                 raise ConflictError(message)
-            changed = {**self.aliases(), alias: name}
-            if alias == name:
-                del changed[alias]
-            else:
-                self._check_known(name)
-                if name not in self._open:
-                    await self._open_known(name, name)
-            await asyncio.to_thread(write_aliases, self._root, changed)
+            if alias != name:
+                known = await asyncio.to_thread(self._catalog.find, name)
+                if known is None or known.name != name:
+                    raise await self._none_of(name)
+                if self._still_open(known) is None:
+                    await self._open_known(known)
+            await asyncio.to_thread(self._catalog.point, alias, name)
             self._last.pop(alias, None)
-            self.settle()
+            await self.settle()
 
     async def measure(self, collection: Collection) -> Measurement:
         """Index and measure a collection now.
@@ -262,8 +259,10 @@ class Collections:
                 target=self._settings.recall_target,
                 known=collection.measurement,
             )
-            await asyncio.to_thread(save_measurement, collection.folder, measurement)
+            note = written(measurement)
+            await asyncio.to_thread(self._catalog.note, collection.name, note)
             collection.tuning.measurement = measurement
+            collection.tuning.note = note
             self._tell(collection)
             return measurement
 
@@ -274,22 +273,22 @@ class Collections:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _look_again(self, name: str) -> None:
-        """See what another process has made of an open collection: measured, or removed it."""
-        collection = self._open.get(name)
+    def _still_open(self, known: Known) -> Collection | None:
+        """An open collection, with what another process has noted of it meanwhile."""
+        collection = self._open.get(known.name)
         if collection is None:
-            return
-        if read_collection_info(collection.folder) is None:
-            del self._open[name]
-            return
-        changed = measured_at(collection.folder)
-        if changed != collection.tuning.file_changed:
-            collection.tuning.file_changed = changed
-            collection.tuning.measurement = load_measurement(collection.folder)
+            return None
+        if collection.store.fingerprint != known.info.fingerprint:
+            del self._open[known.name]
+            return None
+        if known.note != collection.tuning.note:
+            collection.tuning.note = known.note
+            collection.tuning.measurement = read_measurement(known.note)
             self._tell(collection)
+        return collection
 
     async def _measure_if_needed(self, collection: Collection) -> None:
-        with only_one(collection.folder) as alone:
+        with self._catalog.alone(collection.name) as alone:
             if alone:
                 await self._measure_alone(collection)
 
@@ -315,33 +314,31 @@ class Collections:
                 extra={"collection": collection.name, "target": found.target},
             )
 
-    async def _open_known(self, name: str, asked: str) -> None:
-        self._check_known(name, asked)
-        info = read_collection_info(self._folder(name))
-        assert info is not None
-        model = self._registry.find(info.fingerprint)
+    async def _open_known(self, known: Known) -> Collection:
+        name, fingerprint = known.name, known.info.fingerprint
+        model = self._registry.find(fingerprint)
         if model is not None:
             opened = await asyncio.to_thread(self._opened, name, model.embedder)
-            self._open.setdefault(name, opened)
-            return
+            return self._open.setdefault(name, opened)
         served = ", ".join(f"{m.name} ({m.info.fingerprint[:12]})" for m in self._registry.served())
         message = (
-            f"collection {name!r} holds vectors of model {info.fingerprint[:12]}, which is not "
+            f"collection {name!r} holds vectors of model {fingerprint[:12]}, which is not "
             f"served; served: {served}. Similarities between models mean nothing: load that model"
         )
         raise ConflictError(message)
 
     def _opened(self, name: str, embedder: Embedder) -> Collection:
-        folder, info = self._folder(name), embedder.info
-        store = EmbeddedStore(folder, fingerprint=info.fingerprint, dim=info.dim)
+        info = embedder.info
+        store = self._catalog.open(name, fingerprint=info.fingerprint, dim=info.dim)
+        known = self._catalog.find(name)
+        note = None if known is None or known.name != name else known.note
         tuning = Tuning(
             exact_below=self._settings.exact_below,
-            file_changed=measured_at(folder),
-            measurement=load_measurement(folder),
+            note=note,
+            measurement=read_measurement(note),
         )
         collection = Collection(
             name=name,
-            folder=folder,
             store=store,
             embedder=embedder,
             retriever=self._retriever(name, store, embedder, tuning),
@@ -365,31 +362,11 @@ class Collections:
         if collection is not None:
             self._consider(collection)
 
-    def _resolved(self, name: str) -> str:
-        return self.aliases().get(name, name)
+    async def _none_of(self, asked: str) -> NotFoundError:
+        known = ", ".join([*await self.names(), *await self.aliases()]) or "none"
+        return NotFoundError(f"no collection is called {asked[:64]!r}; there are: {known}")
 
-    def _check_known(self, name: str, asked: str | None = None) -> None:
-        if name not in self.names():
-            known = ", ".join([*self.names(), *self.aliases()]) or "none"
-            message = f"no collection is called {(asked or name)[:64]!r}; there are: {known}"
-            raise NotFoundError(message)
-
-    def _folder(self, name: str) -> Path:
-        return self._settings.index if name == DEFAULT else self._root / name
-
-    def _folders(self) -> list[Path]:
-        if not self._root.is_dir():
-            return []
-        return [
-            path
-            for path in self._root.iterdir()
-            if _NAME.fullmatch(path.name) and read_collection_info(path) is not None
-        ]
-
-
-def _remove(folder: Path) -> None:
-    """The name is gone at once, what lay there afterwards."""
-    grave = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(grave, ignore_errors=True)
-    folder.replace(grave)
-    shutil.rmtree(grave, ignore_errors=True)
+    @property
+    def _catalog(self) -> Catalog:
+        assert self._known_catalog is not None, "start() was not awaited"
+        return self._known_catalog

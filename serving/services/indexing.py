@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,11 @@ from serving.services.recall import (
     Measurement,
     held_out_queries,
     is_out_of_date,
-    load_measurement,
-    save_measurement,
+    read_measurement,
     tune,
+    written,
 )
-from serving.stores import Item, Store
+from serving.stores import Catalog, Item, Store
 from vlm.errors import DataError
 from vlm.inference import Encoder
 from vlm.preprocess import decode_image
@@ -90,21 +89,22 @@ def index_items(
 
 
 def tune_collection(
-    encoder: Encoder, store: Store, folder: Path, *, target: float, exact_below: int
+    encoder: Encoder, store: Store, catalog: Catalog, name: str, *, target: float, exact_below: int
 ) -> Measurement | None:
     """Index and measure a collection where it has outgrown what is known of it.
 
     Returns:
         The new measurement; None where none was needed.
     """
-    known = load_measurement(folder)
+    place = catalog.find(name)
+    known = read_measurement(None if place is None else place.note)
     if not is_out_of_date(store, known, exact_below=exact_below):
         return None
     queries = held_out_queries(
         store.sample(HELD_OUT), lambda texts: encoder.encode_texts(list(texts))
     )
     found = tune(store, queries, target=target, known=known)
-    save_measurement(folder, found)
+    catalog.note(name, written(found))
     return found
 
 

@@ -25,7 +25,7 @@ from vlm.config import Config
 from vlm.files import write_text_whole
 from vlm.inference import BundleInfo, normalised
 
-__all__ = ["Calibration", "LabelClass", "LabelSet", "LabelSets"]
+__all__ = ["Calibration", "LabelClass", "LabelSet", "LabelSets", "check_label_set"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REMEMBERED: Final = 64
@@ -124,7 +124,7 @@ class LabelSets:
         if not _NAME.fullmatch(name):
             message = "a label set's name is letters, digits, '.', '_' and '-', 128 at most"
             raise BadInputError(message)
-        _check(label_set)
+        check_label_set(label_set)
         async with self._writes:
             calibrations = await asyncio.to_thread(self._calibrations, name, label_set.version)
             label_set = label_set.model_copy(update={"calibrations": calibrations})
@@ -206,7 +206,8 @@ class LabelSets:
         self._kept.pop(name, None)
 
 
-def _check(label_set: LabelSet) -> None:
+def check_label_set(label_set: LabelSet) -> None:
+    """Raise BadInputError if two labels are equal, or a template has no place for one."""
     labels = [c.label for c in label_set.classes]
     doubled = sorted({label for label in labels if labels.count(label) > 1})
     if doubled:

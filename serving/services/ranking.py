@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from serving.stores import Hit, Modality, best_first
+from vlm.inference import HUB_SHARPNESS, crowding
 
 __all__ = [
     "QueryBank",
@@ -24,7 +25,6 @@ __all__ = [
 
 _RRF: Final = 60
 """k of reciprocal rank fusion, as in the paper."""
-_HUB_SHARPNESS: Final = 20.0
 _SMALL: Final = 1e-6
 
 
@@ -93,9 +93,7 @@ def without_hubs(hits: Sequence[Hit], bank: QueryBank) -> list[Hit]:
         return list(hits)
     rows = np.stack([_row(hit) for hit in hits])
     scores = np.array([hit.score for hit in hits])
-    crowds = _HUB_SHARPNESS * (bank.rows @ rows.T).astype(np.float64)  # [query hit]
-    top = crowds.max(axis=0)
-    normalised = _HUB_SHARPNESS * scores - (np.log(np.exp(crowds - top).sum(axis=0)) + top)
+    normalised = HUB_SHARPNESS * scores - crowding(rows, bank.rows)
     order = sorted(range(len(hits)), key=lambda n: (-normalised[n], hits[n].id))
     return [hits[n] for n in order]
 

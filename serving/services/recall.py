@@ -4,15 +4,12 @@ An index that is never compared with exact search, by queries like the real ones
 find what it misses: captions lie a modality gap away from the pictures that an index was made of.
 """
 
-import fcntl
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
@@ -26,12 +23,10 @@ __all__ = [
     "QueryKind",
     "held_out_queries",
     "is_out_of_date",
-    "load_measurement",
     "measure",
-    "measured_at",
-    "only_one",
-    "save_measurement",
+    "read_measurement",
     "tune",
+    "written",
 ]
 
 QueryKind = Literal["text", "image", "mixed"]
@@ -39,13 +34,9 @@ Found = dict[QueryKind, list[set[str]]]
 HELD_OUT: Final = 64
 """Queries of each kind."""
 _LIMIT: Final = 10
-_PROBES: Final = (2, 4, 8, 16, 32, 64, 128)
-_REFINE: Final = (5, 20, 80)
 _ENOUGH: Final = 0.999
 _GROWTH: Final = 1.25
 _REBUILD_GROWTH: Final = 4.0
-_FILE: Final = "recall.json"
-_LOCK: Final = ".measuring"
 _log = logging.getLogger(__name__)
 
 
@@ -113,9 +104,9 @@ def held_out_queries(
 
 
 def is_out_of_date(store: Store, known: Measurement | None, *, exact_below: int) -> bool:
-    """Whether a collection has outgrown what was measured of it."""
+    """Whether a collection has outgrown what was measured of it; never where all is exact."""
     count = store.count()
-    if count < exact_below:
+    if count < exact_below or not store.efforts:
         return False
     return known is None or not store.is_indexed or count > _GROWTH * known.items
 
@@ -143,14 +134,14 @@ def measure(store: Store, queries: Mapping[QueryKind, np.ndarray], *, target: fl
     truth, milliseconds = _searched(store, queries, None)
     curve = [Point(effort=None, recall=_shares(truth, truth), milliseconds=milliseconds)]
     before: list[dict[QueryKind, float]] = []
-    for probes in _PROBES if store.is_indexed else ():
-        for effort in (Effort(probes, refine) for refine in _REFINE):
+    for efforts in store.efforts if store.is_indexed else ():
+        for effort in efforts:
             found, milliseconds = _searched(store, queries, effort)
             shares = _shares(found, truth)
             curve.append(Point(effort=effort, recall=shares, milliseconds=milliseconds))
             if min(shares.values(), default=1.0) >= _ENOUGH:
                 break
-        now = [point.recall for point in curve[-len(_REFINE) :]]
+        now = [point.recall for point in curve[-len(efforts) :]]
         if now == before or _worst(curve[-1]) >= _ENOUGH:
             break  # further probes look into nothing new, or there is nothing more to find
         before = now
@@ -165,37 +156,17 @@ def measure(store: Store, queries: Mapping[QueryKind, np.ndarray], *, target: fl
     )
 
 
-def save_measurement(folder: Path, measurement: Measurement) -> None:
-    """Keep it beside the collection; a reader sees the old one or the new one, whole."""
-    draft = folder / f".{_FILE}.draft"
-    draft.write_text(json.dumps(asdict(measurement), indent=1), encoding="utf-8")
-    draft.replace(folder / _FILE)
+def written(measurement: Measurement) -> str:
+    """A measurement as the note that is kept beside its collection."""
+    return json.dumps(asdict(measurement), indent=1)
 
 
-def measured_at(folder: Path) -> float | None:
-    """When the measurement of a collection was written last; None if there is none."""
-    try:
-        return (folder / _FILE).stat().st_mtime
-    except FileNotFoundError:
-        return None
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[bool]:
-    """Whether nobody else, in whichever process, is doing this for the collection now."""
-    with (folder / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
-def load_measurement(folder: Path) -> Measurement | None:
+def read_measurement(note: str | None) -> Measurement | None:
     """What was measured last; None if nothing was, or it cannot be read."""
+    if note is None:
+        return None
     try:
-        tree = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        tree = json.loads(note)
         return Measurement(
             **{
                 **tree,
@@ -203,9 +174,7 @@ def load_measurement(folder: Path) -> Measurement | None:
                 "chosen": _read_point(tree["chosen"]),
             }
         )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         _log.warning("the recall measured last cannot be read; it is measured again")
         return None
 

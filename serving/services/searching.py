@@ -44,7 +44,7 @@ from serving.stores import (
     Versioned,
     best_first,
 )
-from vlm.inference import independent_probabilities
+from vlm.inference import HUB_CANDIDATES, independent_probabilities
 
 __all__ = ["Answer", "Part", "Question", "Searcher", "Tuning"]
 
@@ -115,8 +115,8 @@ class Tuning:
     """Of fewer items, all or those that a filter leaves, every one is compared."""
     measurement: Measurement | None = None
     """Without one, search is exact."""
-    file_changed: float | None = None
-    """When the file with the measurement changed last."""
+    note: str | None = None
+    """What the measurement was read from."""
 
     @property
     def effort(self) -> Effort | None:
@@ -233,7 +233,7 @@ class Searcher:
         last = _read_cursor(question.after)
         wanted = question.limit + len(own) + last.seen
         if not question.is_plain:
-            wanted = max(100, 5 * wanted)
+            wanted = max(HUB_CANDIDATES, 5 * wanted)
         hits = await self._ranked(question, query, wanted, is_centred)
         hits = [hit for hit in hits if hit.id not in own and best_first(hit) > last.key]
         if question.reduce_hubs and is_centred:

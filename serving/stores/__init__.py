@@ -1,17 +1,32 @@
 """Where vectors are kept."""
 
-from serving.stores.base import Effort, Hit, Item, Snapshots, Store, Versioned, best_first
-from serving.stores.embedded import CollectionInfo, EmbeddedStore, read_collection_info
+from serving.stores.base import (
+    CollectionInfo,
+    Effort,
+    Hit,
+    Item,
+    Snapshots,
+    Store,
+    Versioned,
+    best_first,
+)
+from serving.stores.catalog import DEFAULT, Catalog, Known
+from serving.stores.embedded import EmbeddedStore, read_collection_info
 from serving.stores.filters import Filter, IsModality, Modality, matches, parse_filter
+from serving.stores.folders import FolderCatalog
 
 __all__ = [
+    "DEFAULT",
+    "Catalog",
     "CollectionInfo",
     "Effort",
     "EmbeddedStore",
     "Filter",
+    "FolderCatalog",
     "Hit",
     "IsModality",
     "Item",
+    "Known",
     "Modality",
     "Snapshots",
     "Store",

@@ -8,7 +8,24 @@ import numpy as np
 
 from serving.stores.filters import Filter, Modality
 
-__all__ = ["Effort", "Hit", "Item", "Snapshots", "Store", "Versioned", "best_first"]
+__all__ = [
+    "CollectionInfo",
+    "Effort",
+    "Hit",
+    "Item",
+    "Snapshots",
+    "Store",
+    "Versioned",
+    "best_first",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionInfo:
+    """Whose vectors a collection holds."""
+
+    fingerprint: str
+    dim: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +73,7 @@ class Store(Protocol):
     """A collection of one model's vectors. Methods block; call them off the event loop.
 
     What `upsert` and `delete` acknowledge is on disk and seen by every later read, of other
-    processes too.
+    processes too: at once, or in a cluster a moment later.
     """
 
     @property
@@ -121,6 +138,11 @@ class Store(Protocol):
 
     def sample(self, count: int, *, seed: int = 0) -> list[Item]:
         """Items drawn evenly, without one twice; all of them if there are no more."""
+        ...
+
+    @property
+    def efforts(self) -> Sequence[Sequence[Effort]]:
+        """What may be worth trying: groups of rising probes, within each of rising refinement."""
         ...
 
     @property

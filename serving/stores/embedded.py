@@ -9,7 +9,6 @@ import json
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ import pyarrow as pa
 from lancedb.index import FTS, BTree, IvfFlat, IvfRq, LabelList
 
 from serving.errors import FingerprintError, NotFoundError, ServingError
-from serving.stores.base import Effort, Hit, Item, best_first
+from serving.stores.base import CollectionInfo, Effort, Hit, Item, best_first
 from serving.stores.filters import Filter
 from serving.stores.lance_sql import conjunction, filter_columns, quoted, quoted_list, sql
 
-__all__ = ["CollectionInfo", "EmbeddedStore", "read_collection_info"]
+__all__ = ["EmbeddedStore", "read_collection_info"]
 
 _log = logging.getLogger(__name__)
 _TABLE = "items"
@@ -32,6 +31,8 @@ _INFO = "collection.json"
 _FORMAT = 2
 _WRITES_BEFORE_OPTIMIZE = 50
 _TIE_MARGIN = 16
+_PROBES = (2, 4, 8, 16, 32, 64, 128)
+_REFINE = (5, 20, 80)
 # Other processes write too, `vlm index` or the other workers of a server: every read looks first
 # whether there is a newer version, which costs a tenth of a millisecond.
 _REFRESH = timedelta(0)
@@ -40,14 +41,6 @@ _REFRESH = timedelta(0)
 _KEEP_VERSIONS = timedelta(minutes=10)
 _BY_ID = {"column_name": "id", "ascending": True, "nulls_first": False}
 _PAYLOAD = ["id", "modality", "text", "metadata"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectionInfo:
-    """Whose vectors a folder holds."""
-
-    fingerprint: str
-    dim: int
 
 
 def read_collection_info(folder: Path) -> CollectionInfo | None:
@@ -163,6 +156,10 @@ class EmbeddedStore:
         if not len(drawn):
             return []
         return [_item(row) for row in self._table.take_offsets(sorted(drawn.tolist())).to_list()]
+
+    @property
+    def efforts(self) -> Sequence[Sequence[Effort]]:
+        return [[Effort(probes, refine) for refine in _REFINE] for probes in _PROBES]
 
     @property
     def is_indexed(self) -> bool:

@@ -1,7 +1,8 @@
 "use strict";
 
-// One page, no build step: talks to its own server alone. What is added to a search (parts, filters,
-// pages) is in question.js.
+// One page, no build step: talks to its own server alone. This is searching, and what all sections
+// share; what is added to a search (parts, filters, pages) is in question.js, the other sections in
+// playground.js, map.js and health.js.
 
 const byId = (id) => document.getElementById(id);
 const LIMIT = 24;
@@ -9,14 +10,17 @@ const TYPING_PAUSE_MS = 180;
 
 /* ---- talking to the server ---- */
 
-async function ask(path, body, signal) {
-  const upload = body instanceof FormData;
-  const response = await fetch(path, {
-    method: "POST",
-    body: upload ? body : JSON.stringify(body),
-    headers: upload ? {} : { "content-type": "application/json" },
-    signal,
-  });
+function ask(path, body, signal, method = "POST") {
+  const headers = { "content-type": "application/json" };
+  return answered(fetch(path, { method, body: JSON.stringify(body), headers, signal }));
+}
+
+function read(path) {
+  return answered(fetch(path));
+}
+
+async function answered(asking) {
+  const response = await asking;
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.detail || `the server answered ${response.status}`);
   return answer;
@@ -46,13 +50,6 @@ function element(tag, className, text = "") {
   made.className = className;
   made.textContent = text;
   return made;
-}
-
-function uploadOf(field, file, more = {}) {
-  const form = new FormData();
-  form.append(field, file);
-  for (const [name, value] of Object.entries(more)) form.append(name, value);
-  return form;
 }
 
 /* ---- search ---- */
@@ -164,54 +161,6 @@ function hitElement(hit) {
   return item;
 }
 
-/* ---- classification ---- */
-
-let classifyFile = null;
-
-const classify = latest(async (signal) => {
-  const status = byId("classify-status");
-  const lines = byId("labels").value.split("\n").map((line) => line.trim());
-  const labels = [...new Set(lines.filter(Boolean))];
-  if (!classifyFile) return say(status, "Choose a picture to see probabilities.");
-  if (!labels.length) return say(status, "Type at least one label.", true);
-  const form = uploadOf("images", classifyFile, { top_k: Math.min(labels.length, 1000) });
-  for (const label of labels) form.append("labels", label);
-  const answer = await ask("/v1/classify", form, signal);
-  byId("bars").replaceChildren(...answer.results[0].predictions.map(barElement));
-  say(status, "Probabilities among your labels:");
-}, byId("classify-status"));
-
-function barElement({ label, probability }) {
-  const item = document.createElement("li");
-  const track = element("span", "track");
-  const fill = element("span", "fill");
-  const percent = 100 * probability;
-  fill.style.width = `${percent}%`;
-  track.append(fill);
-  item.dataset.probability = probability;
-  const value = percent > 0 && percent < 0.1 ? "< 0.1%" : `${percent.toFixed(1)}%`;
-  item.append(element("span", "label", label), track, element("span", "value", value));
-  return item;
-}
-
-function chooseForClassification(file) {
-  classifyFile = file;
-  const preview = byId("classify-preview");
-  URL.revokeObjectURL(preview.src);
-  preview.src = URL.createObjectURL(file);
-  preview.alt = `The picture to classify: ${file.name}`;
-  preview.hidden = false;
-  byId("drop-hint").textContent = file.name;
-  classify();
-}
-
-async function classifyFirstResult() {
-  if (!bestHit) return say(byId("classify-status"), "Search for something first.", true);
-  const { thumbnail, text, id } = bestHit;
-  const picture = await (await fetch(thumbnail)).blob();
-  chooseForClassification(new File([picture], text || id, { type: picture.type }));
-}
-
 /* ---- wiring ---- */
 
 function afterPause(action) {
@@ -235,18 +184,18 @@ function takePictures(buttonId, inputId, use) {
 
 /** A dropped or pasted picture goes to the section it was meant for. */
 function takeTransfer(event, transfer) {
-  const file = [...(transfer?.files || [])].find((each) => each.type.startsWith("image/"));
-  if (!file) return;
+  const files = [...(transfer?.files || [])].filter((each) => each.type.startsWith("image/"));
+  if (!files.length) return;
   event.preventDefault();
-  if (byId("classify").contains(event.target)) chooseForClassification(file);
-  else searchByImage(file);
+  const shot = event.target.closest?.(".shot");
+  if (shot) addExamples(shot.dataset.label, files);
+  else if (byId("classify").contains(event.target)) chooseForClassification(files[0]);
+  else searchByImage(files[0]);
 }
 
 const typing = afterPause(() => searchByText(byId("query").value));
-const relabelling = afterPause(classify);
 
 byId("query").addEventListener("input", typing.start);
-byId("labels").addEventListener("input", relabelling.start);
 byId("search-form").addEventListener("submit", (event) => {
   event.preventDefault();
   typing.cancel(); // Enter has asked already; a second answer would take the focus away
@@ -258,11 +207,9 @@ byId("examples").addEventListener("click", ({ target }) => {
   searchByText(target.textContent);
 });
 takePictures("search-pick", "search-file", searchByImage);
-takePictures("classify-pick", "classify-file", chooseForClassification);
-byId("classify-first").addEventListener("click", classifyFirstResult);
 
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "/" || event.target.matches("input, textarea")) return;
+  if (event.key !== "/" || event.target.matches("input, textarea, select")) return;
   event.preventDefault();
   byId("query").focus();
 });
@@ -280,8 +227,8 @@ document.addEventListener("drop", (event) => {
 });
 document.addEventListener("paste", (event) => takeTransfer(event, event.clipboardData));
 
-fetch("/v1/model")
-  .then((response) => response.json())
+const model = read("/v1/model");
+model
   .then(({ name, fingerprint, dim }) => {
     byId("about").textContent =
       `Model ${name}, fingerprint ${fingerprint.slice(0, 12)}, ${dim} dimensions. ` +
@@ -289,9 +236,8 @@ fetch("/v1/model")
   })
   .catch(() => {});
 
-// After the other script too.
+// After the other scripts too.
 document.addEventListener("DOMContentLoaded", () => {
   byId("query").value = new URLSearchParams(location.search).get("q") || "red apple";
   searchByText(byId("query").value);
-  classify();
 });

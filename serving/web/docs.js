@@ -61,6 +61,9 @@ function tryForm(method, path) {
   send.type = "button";
   const output = element("pre", "");
   output.hidden = true;
+  output.tabIndex = 0; // long answers are scrolled by keyboard too
+  output.setAttribute("role", "region");
+  output.setAttribute("aria-label", `Answer of ${method} ${path}`);
   output.setAttribute("aria-live", "polite");
   send.addEventListener("click", async () => {
     const headers = hasBody ? { "content-type": "application/json" } : {};
@@ -74,7 +77,7 @@ function tryForm(method, path) {
       output.textContent = error.message;
     }
   });
-  return element("div", "", element("h3", "", "Try it"), address, ...(hasBody ? [body] : []),
+  return element("div", "", element("h2", "", "Try it"), address, ...(hasBody ? [body] : []),
     element("p", "", send), output);
 }
 
@@ -89,12 +92,12 @@ function pretty(text) {
 function operationElement(document_, path, method, operation) {
   const inside = element("div", "", element("p", "", operation.description || ""));
   for (const [type, { schema }] of Object.entries(operation.requestBody?.content || {})) {
-    inside.append(element("h3", "", `Body: ${type}`), fieldsTable(document_, schema));
+    inside.append(element("h2", "", `Body: ${type}`), fieldsTable(document_, schema));
   }
   for (const [status, { description, content }] of Object.entries(operation.responses)) {
     const schema = content?.["application/json"]?.schema;
     if (!status.startsWith("2") || !schema) continue;
-    inside.append(element("h3", "", `Answer ${status}: ${description}`));
+    inside.append(element("h2", "", `Answer ${status}: ${description}`));
     inside.append(fieldsTable(document_, schema));
   }
   inside.append(tryForm(method, path));

@@ -1,7 +1,7 @@
 "use strict";
 
 // What is added to a search: further parts (more of this, less of that), filters, further pages;
-// and what is told about an item and about the collection.
+// and what is told about one item.
 
 const parts = [];
 const filters = [];
@@ -149,7 +149,7 @@ async function showMore() {
   }
 }
 
-/* ---- one item, and the collection ---- */
+/* ---- one item ---- */
 
 function showItem(hit, name) {
   byId("item-name").textContent = name;
@@ -166,47 +166,8 @@ function factElements([key, value]) {
   return [element("dt", "", key), element("dd", "", text)];
 }
 
-async function showHealth() {
-  const response = await fetch("/v1/collections/default");
-  if (!response.ok) return;
-  const found = await response.json();
-  byId("health-facts").replaceChildren(
-    ...Object.entries({
-      items: found.items.toLocaleString("en"),
-      pictures: found.images.toLocaleString("en"),
-      texts: found.texts.toLocaleString("en"),
-      model: `${found.model}, fingerprint ${found.fingerprint.slice(0, 12)}`,
-    }).flatMap(factElements),
-  );
-  const measured = found.measurement;
-  byId("health-note").textContent = measured
-    ? `Share of the 10 nearest found, of ${measured.items.toLocaleString("en")} items; the target is ` +
-      `${measured.target}${measured.meets_target ? "" : ", which is not reached"}. In bold: what is used.`
-    : "Every search compares all items, so nothing is missed.";
-  byId("health-curve").hidden = !measured;
-  if (measured) showCurve(measured);
-}
-
-function showCurve(measured) {
-  const kinds = Object.keys(measured.queries);
-  const row = (cells, tag, className = "") => {
-    const made = element("tr", className);
-    made.append(...cells.map((text) => element(tag, "", text)));
-    return made;
-  };
-  const body = measured.curve.map((point) => {
-    const used = JSON.stringify(point) === JSON.stringify(measured.chosen);
-    const name = point.probes === null ? "exact" : `${point.probes} probes × ${point.refine}`;
-    const shares = kinds.map((kind) => point.recall[kind].toFixed(3));
-    return row([name, ...shares, point.milliseconds.toFixed(1)], "td", used ? "used" : "");
-  });
-  byId("health-head").replaceChildren(row(["search", ...kinds, "ms"], "th"));
-  byId("health-body").replaceChildren(...body);
-}
-
 byId("add-words").addEventListener("click", () => addWords(1));
 byId("without-words").addEventListener("click", () => addWords(-0.7));
 byId("filter-form").addEventListener("submit", addFilter);
 byId("more").addEventListener("click", showMore);
 byId("item-close").addEventListener("click", () => byId("item").close());
-showHealth().catch(() => {});

@@ -1,10 +1,13 @@
 """Time and peak memory of the losses against open_clip's, forward and backward, on this CPU.
 
-    python -m tests.bench.bench_loss --out loss.json --batches 1024 4096 16384 65536
+    python -m tests.bench.bench_loss --out loss.json --batches 4096 16384 65536
+    python -m tests.bench.bench_loss --out loss.json --table
 
 Every case runs in a process of its own, so that one peak does not hide the next. Memory is the
 highest resident size over that before the first run, features and their gradients included. A rival
 whose matrices do not fit in what is free is not run: the record says what it would have needed.
+Records are added to the file one by one, and one of the same case, batch and threads is replaced:
+the whole may be measured in parts, each a few minutes long.
 """
 
 import argparse
@@ -22,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vlm.losses
+from vlm.files import write_text_whole
 
 # Whole float32 matrices that a rival holds at its peak, as measured at 16,384 rows.
 RIVAL_MATRICES = {"open_clip.ClipLoss": 4.1, "open_clip.SigLipLoss": 5.1}
@@ -30,14 +34,18 @@ CASES = ("clip", "open_clip.ClipLoss", "siglip", "open_clip.SigLipLoss", "dcl", 
 
 
 def main() -> None:
-    """Measure every case at every batch size and write one JSON file."""
+    """Measure every case at every batch size into one JSON file, or print it as a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1024, 4096, 16384, 65536])
+    parser.add_argument("--batches", type=int, nargs="+", default=[4096, 16384, 65536])
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    results = []
+    results = json.loads(arguments.out.read_text())["results"] if arguments.out.is_file() else []
+    if arguments.table:
+        sys.stdout.write(table(results))
+        return
     for batch in arguments.batches:
         for case in arguments.cases:
             result = _too_large(case, batch)
@@ -46,26 +54,37 @@ def main() -> None:
                 repeats = 1 if batch > 8192 else 5
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     result = pool.apply(measure, (case, batch, arguments.dim, repeats))
-            results.append(result)
+            result["threads"] = torch.get_num_threads()
+            same = {key: result[key] for key in ("case", "batch", "threads")}
+            results = [old for old in results if not same.items() <= old.items()] + [result]
             sys.stderr.write(f"{json.dumps(result)}\n")
-    facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "dtype": "float32"}
-    document = {**facts, "results": results, "ratios": ratios(results)}
-    arguments.out.write_text(json.dumps(document, indent=2) + "\n")
+            document = {"torch": torch.__version__, "dtype": "float32", "results": results}
+            write_text_whole(arguments.out, json.dumps(document, indent=2) + "\n")
 
 
-def ratios(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Seconds and peak memory of the rival over ours, where both were measured."""
-    measured = {(r["case"], r["batch"]): r for r in results if "seconds" in r}
-    return [
-        {
-            "case": case,
-            "batch": batch,
-            "speed": round(measured[OPPONENTS[case], batch]["seconds"] / ours["seconds"], 2),
-            "memory": round(measured[OPPONENTS[case], batch]["peak_mib"] / ours["peak_mib"], 1),
-        }
-        for (case, batch), ours in measured.items()
-        if case in OPPONENTS and (OPPONENTS[case], batch) in measured
+def table(results: list[dict[str, Any]]) -> str:
+    """The records as Markdown: each loss of ours beside its rival."""
+    lines = [
+        "| rows | loss | threads | ours | open_clip | time, ours/theirs | memory, theirs/ours |",
+        "|---" * 7 + "|",
     ]
+    found = {(r["case"], r["batch"], r["threads"]): r for r in results}
+    for (case, batch, threads), ours in sorted(found.items(), key=lambda item: item[0][1]):
+        if case.startswith("open_clip"):
+            continue
+        theirs = found.get((OPPONENTS.get(case, ""), batch, threads), {})
+        both = "seconds" in ours and "seconds" in theirs
+        cells = [f"{batch:,}", case, str(threads), _cell(ours), _cell(theirs)]
+        cells.append(f"{ours['seconds'] / theirs['seconds']:.2f}" if both else "")
+        cells.append(f"{theirs['peak_mib'] / ours['peak_mib']:.1f}" if both else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(record: dict[str, Any]) -> str:
+    if "seconds" in record:
+        return f"{record['seconds']:.3g} s, {record['peak_mib']:,.0f} MiB"
+    return record.get("not_run", "")
 
 
 def _too_large(case: str, batch: int) -> dict[str, Any] | None:
@@ -77,7 +96,7 @@ def _too_large(case: str, batch: int) -> dict[str, Any] | None:
     return {
         "case": case,
         "batch": batch,
-        "not_run": f"needs about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free",
+        "not_run": f"does not fit: {needed / 2**30:.0f} GiB of {free / 2**30:.0f} free",
     }
 
 

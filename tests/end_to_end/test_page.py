@@ -2,97 +2,20 @@
 
 import base64
 import re
-import shutil
-from collections.abc import Iterator
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from tests.serving.conftest import Server, running
-from tests.serving.wire import data_url
-from tests.support import COLOURS, SHAPES, drawing, encoded, tiny_bundle
+from tests.end_to_end.conftest import drop, needs_chromium
+from tests.serving.conftest import Server
+from tests.support import drawing, encoded
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="no Chromium found; on Debian: apt-get install chromium"
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("page")
-    tiny_bundle(folder / "bundle")
-    with running(f"bundle={folder / 'bundle'}", f"index={folder / 'index'}") as found:
-        items = [
-            {
-                "id": f"{colour}-{shape}",
-                "image": data_url(encoded(drawing(colour, shape))),
-                "text": f"a {colour} {shape}",
-                "metadata": {"style": "drawn_flat", "shape": shape},
-            }
-            for colour in COLOURS
-            for shape in SHAPES
-        ]
-        assert found.client.post("/v1/items", json={"items": items}).status_code == 201
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def page(browser: Browser, server: Server) -> Iterator[Page]:
-    """The page after its first search; at the end, nothing strange may have happened on it."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    complaints: list[str] = []
-    foreign: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: foreign.append(request.url))
-    page.goto(server.url)
-    expect(page.locator("#results li")).to_have_count(16)
-    yield page
-    context.close()
-    own = (server.url, "data:", f"blob:{server.url}")
-    assert [url for url in foreign if not url.startswith(own)] == []
-    assert complaints == []
+pytestmark = needs_chromium
 
 
 def names(page: Page) -> list[str]:
     return page.locator("#results .name").all_text_contents()
-
-
-def drop(page: Page, target: str, image: bytes) -> None:
-    """Drop a file as a person would: a real DataTransfer with a real File."""
-    transfer = page.evaluate_handle(
-        """encoded => {
-            const bytes = Uint8Array.from(atob(encoded), c => c.charCodeAt(0));
-            const transfer = new DataTransfer();
-            transfer.items.add(new File([bytes], "dropped.png", { type: "image/png" }));
-            return transfer;
-        }""",
-        base64.b64encode(image).decode(),
-    )
-    page.dispatch_event(target, "drop", {"dataTransfer": transfer})
 
 
 def expected(server: Server, **query: object) -> list[str]:
@@ -204,29 +127,6 @@ def test_the_health_of_the_collection_is_shown(page: Page) -> None:
     expect(page.locator("#health-note")).to_contain_text("Every search compares all items")
 
 
-def test_labels_and_a_picture_give_bars_that_sum_to_one(page: Page) -> None:
-    page.fill("#labels", "red circle\nblue square\n\nred circle\ngreen circle")
-    drop(page, "#classify .drop", encoded(drawing("red", "circle")))
-    bars = page.locator("#bars li")
-    expect(bars).to_have_count(3)  # empty and repeated lines do not count
-    read = "bars => bars.map(bar => Number(bar.dataset.probability))"
-    probabilities = bars.evaluate_all(read)
-    assert sum(probabilities) == pytest.approx(1, abs=1e-4)
-    assert probabilities == sorted(probabilities, reverse=True)
-    widths = page.locator("#bars .fill").evaluate_all("fills => fills.map(f => f.style.width)")
-    assert [float(width.rstrip("%")) for width in widths] == pytest.approx(
-        [100 * p for p in probabilities], abs=0.01
-    )
-    page.fill("#labels", "only one")
-    expect(page.locator("#bars .value")).to_have_text(["100.0%"])
-
-
-def test_the_first_result_can_be_classified_without_a_file_at_hand(page: Page) -> None:
-    page.get_by_role("button", name="Use the first result").click()
-    expect(page.locator("#drop-hint")).to_have_text(names(page)[0])
-    expect(page.locator("#bars li")).to_have_count(5)
-
-
 def test_a_file_that_is_no_picture_is_told_in_words(browser: Browser, server: Server) -> None:
     context = browser.new_context()
     page = context.new_page()
@@ -274,7 +174,7 @@ def test_every_control_and_picture_has_a_name(page: Page) -> None:
         }).map(e => e.outerHTML)"""
     )
     assert nameless == []
-    assert page.locator("[aria-live=polite]").count() == 2
+    assert page.locator("[aria-live=polite]").count() == 4
     assert page.get_attribute("html", "lang") == "en"
     assert page.locator("h1").count() == 1
 

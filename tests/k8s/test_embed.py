@@ -20,10 +20,11 @@ def test_the_job_gives_the_verb_options_that_it_has_and_as_many_pods_as_there_ar
     assert words[:4] == ["python", "-m", "vlm", "embed"]
     options = {word.removeprefix("--") for word in words if word.startswith("--")}
     assert options <= set(inspect.signature(embed).parameters)
-    assert words[words.index("--pods") + 1] == str(job["spec"]["completions"])
+    assert words[words.index("--pods") + 1] == "$(PODS)"
     names = set(re.findall(r"\$\((\w+)\)", " ".join(words)))
     env = (K8S / "embed/work.env").read_text()
     assert all(f"\n{name}=" in env for name in names)
+    assert f"\nPODS={job['spec']['completions']}\n" in env
     actions = {
         code: rule["action"]
         for rule in job["spec"]["podFailurePolicy"]["rules"]

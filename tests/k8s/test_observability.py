@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
@@ -11,9 +12,10 @@ from rich.console import Console
 from serving.metrics import Metrics
 from serving.routes import routers
 from tests.k8s.manifests import K8S, only, pod_of, rendered
-from vlm.cli.metrics import RunFigures
+from vlm.cli.metrics import RunFigures, _folder
 from vlm.config import load_config
 from vlm.distributed import World
+from vlm.errors import ConfigError
 from vlm.train import TrainConfig
 from vlm.train.telemetry import open_telemetry
 
@@ -107,13 +109,23 @@ def test_monitors_find_the_pods_and_the_route() -> None:
     selector = only(documents, "ServiceMonitor")["spec"]["selector"]["matchLabels"]
     assert selector.items() <= service["metadata"]["labels"].items()
     assert any(getattr(r, "path", "") == endpoint["path"] for x in routers for r in x.routes)
-    job = only(documents, "Job")
+    job = only([d for d in documents if d["metadata"]["name"] == "train"], "Job")
     (sidecar,) = pod_of(job)["initContainers"]
     assert sidecar["restartPolicy"] == "Always"
     port = only(documents, "PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"]
     assert port in {p["name"] for p in sidecar["ports"]}
+    (path,) = [m["mountPath"] for m in sidecar["volumeMounts"] if m["name"] == "config"]
+    assert sidecar["command"] == ["python", "-m", "vlm", "metrics", f"{path}/train.yaml"]
     run = load_config(TrainConfig, K8S / "train/train.yaml", []).run_folder
-    assert sidecar["command"] == ["python", "-m", "vlm", "metrics", str(run)]
+    assert _folder(K8S / "train/train.yaml") == run
+
+
+def test_what_describes_no_run_is_refused(tmp_path: Path) -> None:
+    assert _folder(tmp_path) == tmp_path
+    path = tmp_path / "train.yaml"
+    path.write_text("name: clip")
+    with pytest.raises(ConfigError, match="not a training YAML with `output` and `name`"):
+        _folder(path)
 
 
 def test_a_run_that_has_not_begun_or_is_writing_is_no_error(tmp_path: Path) -> None:

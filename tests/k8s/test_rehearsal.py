@@ -18,7 +18,7 @@ from tests.k8s.manifests import config_file, environment, only, pod_of, rendered
 from tests.object_stores import free_port
 from tests.serving.conftest import Server
 from tests.support import tiny_bundle, write_dataset
-from tests.vlm.train.test_train import tree
+from tests.vlm.train.runs import tree
 from vlm.inference import push_bundle
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,9 @@ from tests.k8s.manifests import (
     rendered,
     validate,
 )
-from vlm.cli.k8s import _check, render_serving, render_training
+from vlm.cli.k8s import _check, render_training
+from vlm.cli.k8s_jobs import render_embedding, render_export, render_index
+from vlm.cli.k8s_serving import render_serving
 from vlm.cli.k8s_values import ClusterValues
 from vlm.cli.main import app
 from vlm.config import load_config, validate_config
@@ -60,7 +62,8 @@ def test_a_job_has_the_ranks_the_engine_and_the_paths_of_its_config(tmp_path: Pa
         namespace="vision",
         images={"train": "registry.example.org:5000/vlm-train:1.2"},
         train={"nodes": 4, "ranks_per_node": 2, "gpus_per_node": 0, "queue": "night", "cpu": "8",
-               "save_seconds": 600, "storage_class": "shared", "memory": "24Gi"},
+               "save_seconds": 600, "storage_class": "shared", "memory": "24Gi",
+               "metrics": True},
     )  # fmt: skip
     training = load_config(TrainConfig, RUN, ["loss.0.type=clip", "optim.lr=0.0003"])
     files = render_training(training, chosen, base=base_of(tmp_path / "train"))
@@ -74,6 +77,8 @@ def test_a_job_has_the_ranks_the_engine_and_the_paths_of_its_config(tmp_path: Pa
     assert environment(container)["PET_RDZV_BACKEND"] == "c10d"  # of the base
     assert pod_of(job)["terminationGracePeriodSeconds"] == 630
     assert container["image"] == "registry.example.org:5000/vlm-train:1.2"
+    (metrics,) = pod_of(job)["initContainers"]
+    assert metrics["image"] == container["image"]
     assert container["resources"]["limits"] == {"memory": "24Gi"}
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "night"
     assert job["spec"]["suspend"] is True
@@ -135,13 +140,15 @@ def test_what_cannot_run_is_refused_before_the_cluster_sees_it(
 def test_values_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ConfigError, match="each rank drives one GPU"):
         values(train={"gpus_per_node": 4})
+    with pytest.raises(ConfigError, match="choose runner=job"):
+        values(train={"metrics": True, "runner": "trainer"})
     with pytest.raises(ConfigError, match="max_replicas=1 is less"):
         values(serve={"max_replicas": 1})
     with pytest.raises(ConfigError, match="images.train"):
         values(images={"train": "no-tag"})
 
 
-def test_the_verb_writes_two_folders_and_says_how_to_apply_them(tmp_path: Path) -> None:
+def test_the_verb_writes_folders_and_says_how_to_apply_them(tmp_path: Path) -> None:
     arguments = [
         "k8s",
         "render",
@@ -157,3 +164,44 @@ def test_the_verb_writes_two_folders_and_says_how_to_apply_them(tmp_path: Path) 
     assert {document["kind"] for document in rendered(tmp_path / "serve")} >= {"Deployment"}
     job = only(rendered(tmp_path / "train"), "Job")
     assert pod_of(job)["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
+
+
+def test_the_jobs_between_training_and_serving_pass_on_what_each_made(tmp_path: Path) -> None:
+    chosen = values(
+        namespace="vision",
+        images={"train": "registry.example.org/vlm-train:1.2"},
+        embed={"pods": 3, "gpu": True},
+        serve={"bundle": "s3://b/x", "fingerprint": "b" * 64, "collection": "next-one",
+               "milvus": "http://vlm-milvus:19530"},
+    )  # fmt: skip
+    training = load_config(TrainConfig, RUN, ["name=big", "data.shards=s3://b/shards"])
+    made = {}
+    for name, render in (
+        ("export", render_export), ("embed", render_embedding), ("index", render_index),
+    ):  # fmt: skip
+        folder = tmp_path / name
+        documents = written(folder, render(training, chosen, base=base_of(folder)))
+        assert {d["metadata"]["namespace"] for d in documents} == {"vision"}
+        pod = pod_of(only(documents, "Job"))
+        images = {c["image"] for c in [*pod["containers"], *pod.get("initContainers", [])]}
+        assert images == {"registry.example.org/vlm-train:1.2"}
+        (work,) = [d["data"] for d in documents if "-work-" in d["metadata"]["name"]]
+        made[name] = work
+    assert made["export"] == {"RUN": "/runs/big", "BUNDLE_URL": "s3://b/x"}
+    assert made["embed"]["SHARDS"] == "s3://b/shards"
+    assert (made["embed"]["PODS"], made["embed"]["BUNDLE_FINGERPRINT"]) == ("3", "b" * 64)
+    assert made["embed"]["OUT"] == made["index"]["SOURCE"] == "/runs/embeddings/big"
+    assert made["index"]["BUNDLE"] == "/runs/big/bundle"
+    job = only(rendered(tmp_path / "embed"), "Job")
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 3
+    assert pod_of(job)["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    # The loader writes where the server reads.
+    documents = written(tmp_path / "s", render_serving(chosen, base=base_of(tmp_path / "s")))
+    server = yaml.safe_load(config_file(documents, "serve-config", "serving.yaml"))
+    loader = config_file(rendered(tmp_path / "index"), "index-store", "serving.yaml")
+    assert yaml.safe_load(loader) == {"store": server["store"]}
+    assert (server["store"]["uri"], server["store"]["prefix"]) == (
+        "http://vlm-milvus:19530", "vlm_next_one_",
+    )  # fmt: skip
+    volumes = pod_of(only(documents, "Deployment"))["volumes"]
+    assert "milvus" in [v["secret"]["secretName"] for v in volumes if "secret" in v]

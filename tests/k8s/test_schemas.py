@@ -9,6 +9,7 @@ from kubernetes_validate import ValidationError
 from tests.k8s.manifests import (
     K8S,
     KSERVE,
+    MILVUS_VERSION,
     RUNTIME,
     TRAINJOB,
     Manifest,
@@ -17,13 +18,14 @@ from tests.k8s.manifests import (
     rendered,
     validate,
 )
+from tests.k8s.other_kinds import PACKAGES, kserve_models, prometheus_models, unknown_fields
 
 FOLDERS = sorted(
     str(path.parent.relative_to(K8S))
     for path in K8S.glob("**/kustomization.yaml")
     if "components" not in path.parts
 )
-PODS = {"Deployment", "Job", KSERVE, RUNTIME}
+PODS = {"Deployment", "Job", "StatefulSet", KSERVE, RUNTIME}
 
 
 def workloads(folder: str) -> list[Manifest]:
@@ -57,9 +59,10 @@ def test_pods_run_without_rights_and_declare_what_they_mount(folder: str) -> Non
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             }
-            assert container["image"].endswith(":0.1.0")
+            assert container["image"].endswith((":0.1.0", f"/milvus:v{MILVUS_VERSION}"))
         declared = {volume["name"]: volume for volume in spec["volumes"]}
-        assert {m["name"] for c in containers for m in c["volumeMounts"]} == set(declared)
+        own = {t["metadata"]["name"] for t in document["spec"].get("volumeClaimTemplates", [])}
+        assert {m["name"] for c in containers for m in c["volumeMounts"]} == set(declared) | own
         for volume in declared.values():
             if "configMap" in volume:
                 assert volume["configMap"]["name"] in maps
@@ -77,10 +80,32 @@ def test_the_checks_refuse_what_a_cluster_would() -> None:
     pod_of(runtime)["containers"][0]["enviroment"] = []
     with pytest.raises((AssertionError, ValidationError)):
         validate(runtime)
+    cluster = copy.deepcopy(only(rendered("milvus-cluster"), "Milvus"))
+    cluster["spec"]["components"]["queryNode"]["replica"] = 2
+    with pytest.raises(AssertionError, match="no such fields: replica$"):
+        validate(cluster)
     deployment = copy.deepcopy(only(rendered("serve"), "Deployment"))
     deployment["spec"]["replikas"] = 2
     with pytest.raises(ValidationError):
         validate(deployment)
+
+
+@pytest.mark.skipif(not PACKAGES.is_dir(), reason="`make install-dev` puts the models there")
+def test_fields_that_other_projects_kinds_do_not_have_are_found() -> None:
+    service = copy.deepcopy(only(rendered("serve-kserve"), KSERVE))
+    service["spec"]["predictor"]["autoScaling"] = {"metrics": [{"tipe": "Resource"}]}
+    assert unknown_fields(service, "V1beta1InferenceService", kserve_models()) == [
+        ".spec.predictor.autoScaling.metrics.0.tipe"
+    ]
+    rule = copy.deepcopy(only(rendered("observability"), "PrometheusRule"))
+    rule["spec"]["groups"][0]["rules"][1]["annotation"] = {}
+    monitor = copy.deepcopy(only(rendered("observability"), "PodMonitor"))
+    monitor["spec"]["endpoints"] = []
+    for document, where in (
+        (rule, ".spec.groups.0.rules.1.annotation"),
+        (monitor, ".spec.endpoints"),
+    ):
+        assert unknown_fields(document, document["kind"], prometheus_models()) == [where]
 
 
 @pytest.mark.parametrize("component", sorted((K8S / "components").iterdir()), ids=lambda p: p.name)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,6 +75,36 @@ def running(*settings: str) -> Iterator[Server]:
             yield server
     finally:
         server.stop()
+
+
+@contextmanager
+def asking(
+    server: Server, threads: int, ask: Callable[[httpx.Client, int], None]
+) -> Iterator[None]:
+    """That many clients ask without a pause until the block ends; what they raise is raised."""
+    done = threading.Event()
+    failures: list[BaseException] = []
+
+    def repeat(number: int) -> None:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            while not done.is_set():
+                try:
+                    ask(client, number)
+                except BaseException as error:  # noqa: BLE001 - raised below
+                    failures.append(error)
+                    return
+
+    workers = [threading.Thread(target=repeat, args=(n,)) for n in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for worker in workers:
+            worker.join()
+    if failures:
+        raise failures[0]
 
 
 @pytest.fixture(scope="session")

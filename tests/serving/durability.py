@@ -4,7 +4,8 @@
 
 Each round a process upserts, removes and moves items of one collection, tells each step before and
 after it, and is killed (SIGKILL) at a random moment. What it acknowledged must be there, and of the
-step it was in the middle of all or nothing.
+step it was in the middle of all or nothing. Then items are written and the collection is moved,
+while it is searched without pause: no search may fail.
 """
 
 import json
@@ -12,6 +13,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import numpy as np
 from serving.services.migration import move, verify
 from serving.stores import EmbeddedStore, Item, parse_filter
 
-__all__ = ["survives"]
+__all__ = ["searches_while_written", "survives"]
 
 DIM = 8
 BATCH = 5
@@ -53,6 +55,50 @@ def survives(folder: Path, rounds: int, *, seed: int = 0, longest: float = 0.6) 
     move(source, target)
     verify(source, target)
     return acknowledged
+
+
+def searches_while_written(folder: Path, items: int) -> int:
+    """Search while items are written, indexed and moved; returns how many searches there were.
+
+    Raises:
+        AssertionError: If a search failed, or missed an item that was there all the time.
+    """
+    store, copy = opened(folder / "written"), opened(folder / "moved")
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((items, DIM)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    new = [
+        Item(id=f"{n:06d}", vector=row, text=f"word{n % 7}", metadata={"n": n % 10})
+        for n, row in enumerate(rows)
+    ]
+    store.upsert(new[:BATCH])
+    ended, searches = threading.Event(), 0
+    failures: list[BaseException] = []
+
+    def search() -> None:
+        nonlocal searches
+        try:
+            while not ended.is_set():
+                assert store.search(rows[0], 1)[0].id == new[0].id
+                assert store.search(rows[0], 1, parse_filter({"n": 0}))[0].id == new[0].id
+                assert store.search_captions("word0", 3)
+                searches += 3
+        except BaseException as error:  # noqa: BLE001 - handed to the caller below
+            failures.append(error)
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    try:
+        for start in range(BATCH, items, 50):
+            store.upsert(new[start : start + 50])
+        store.build_index()
+        move(store, copy)
+    finally:
+        ended.set()
+        thread.join()
+    assert not failures, failures
+    assert verify(store, copy)[0] == items
+    return searches
 
 
 def opened(folder: Path) -> EmbeddedStore:
@@ -133,4 +179,9 @@ if __name__ == "__main__":
             steps = survives(Path(name), count)
             sys.stdout.write(
                 f"{count} kills, {steps} acknowledged steps: none lost, none half done\n"
+            )
+            items = 100 * count
+            searches = searches_while_written(Path(name), items)
+            sys.stdout.write(
+                f"{searches} searches while {items} items were written and moved: none failed\n"
             )

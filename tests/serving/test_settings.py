@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.settings import ServingSettings, load_settings
+from serving.settings import MilvusStoreConfig, ServingSettings, load_settings
 from vlm.errors import ConfigError
 
 
@@ -48,3 +48,18 @@ def test_a_loopback_server_answers_to_loopback_names_unless_told_otherwise(
 def test_every_config_that_is_shipped_is_valid(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLM_SERVING_CONFIG", str(file))
     load_settings([])
+
+
+def test_the_store_is_one_field_and_its_password_is_nowhere_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VLM_SERVING_CONFIG", raising=False)
+    assert load_settings([]).store.type == "embedded"
+    store = load_settings(["store={type: milvus, uri: 'http://milvus:19530', shards: 2}"]).store
+    assert isinstance(store, MilvusStoreConfig)
+    assert (store.uri, store.shards, store.consistency) == ("http://milvus:19530", 2, "session")
+    with pytest.raises(ConfigError, match="a password belongs in token_file") as caught:
+        load_settings(["store={type: milvus, uri: 'http://root:hunter2@milvus:19530'}"])
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigError, match="did you mean 'token_file'"):
+        load_settings(["store={type: milvus, uri: 'http://milvus', token_fil: x}"])

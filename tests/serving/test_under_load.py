@@ -3,11 +3,9 @@
 import json
 import os
 import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.serving.conftest import Server, running
+from tests.serving.conftest import Server, asking, running
 from tests.serving.wire import data_url
 from tests.support import drawing, encoded, tiny_bundle
 from vlm.inference import Encoder
@@ -43,36 +41,6 @@ def loaded(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         "access_log=true",
     ) as found:  # fmt: skip
         yield found
-
-
-@contextmanager
-def asking(
-    server: Server, threads: int, ask: Callable[[httpx.Client, int], None]
-) -> Iterator[None]:
-    """That many clients ask without a pause until the block ends; what they raise is raised."""
-    done = threading.Event()
-    failures: list[BaseException] = []
-
-    def repeat(number: int) -> None:
-        with httpx.Client(base_url=server.url, timeout=60) as client:
-            while not done.is_set():
-                try:
-                    ask(client, number)
-                except BaseException as error:  # noqa: BLE001 - raised below
-                    failures.append(error)
-                    return
-
-    workers = [threading.Thread(target=repeat, args=(n,)) for n in range(threads)]
-    for worker in workers:
-        worker.start()
-    try:
-        yield
-    finally:
-        done.set()
-        for worker in workers:
-            worker.join()
-    if failures:
-        raise failures[0]
 
 
 def test_a_model_is_swapped_under_load_without_a_dropped_or_mixed_answer(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,15 +14,22 @@ from vlm.errors import DataError
 
 if TYPE_CHECKING:
     from serving.services.indexing import Pair
-    from serving.stores import EmbeddedStore, Item
+    from serving.stores import Catalog, Item, Store
     from vlm.inference import Encoder
 
-__all__ = ["app", "index"]
+__all__ = ["app", "existing_collection", "index", "opened_catalog", "store_errors"]
 
 Shards = Annotated[
     list[Path], typer.Argument(help="Dataset folders, or what `vlm embed` wrote of them.")
 ]
 Bundle = Annotated[Path, typer.Option(help="The model.")]
+Index = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the default collection, or a server's YAML, whose store is meant; "
+        "default: beside the bundle."
+    ),
+]
 Target = Annotated[float, typer.Option(min=0, max=1, help="Recall@10 that an index must reach.")]
 ExactBelow = Annotated[int, typer.Option(min=1, help="Of fewer items every one is compared.")]
 
@@ -42,13 +50,23 @@ app = typer.Typer(
 )
 
 
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """What a store refuses is told without a traceback."""
+    from serving.errors import ServingError  # noqa: PLC0415 - `serve` extra
+
+    try:
+        yield
+    except ServingError as error:
+        raise DataError(str(error)) from error
+
+
 @app.command("add")
+@store_errors()
 def index(
     shards: Shards,
     bundle: Bundle = Path("runs/demo/bundle"),
-    index: Annotated[
-        Path | None, typer.Option(help="Folder of the collection; default: beside the bundle.")
-    ] = None,
+    index: Index = None,
     collection: Annotated[
         str | None, typer.Option(help="A further collection, beside the default one.")
     ] = None,
@@ -65,8 +83,8 @@ def index(
     raw = [folder for folder in shards if folder not in embedded]
     total = sum(_count(folder) for folder in shards)
     encoder = Encoder.load(bundle)
-    folder = collection_folder(index or bundle.parent / "index", collection)
-    store = open_collection(folder, encoder)
+    catalog, name = opened_catalog(index or bundle.parent / "index"), collection or "default"
+    store = catalog.open(name, fingerprint=encoder.fingerprint, dim=encoder.dim)
     report = Report(console, total)
     items = _items(embedded, encoder.fingerprint)
     stored, skipped = index_items(store, items, progress=report)
@@ -75,37 +93,34 @@ def index(
     )
     stored, skipped = stored + more, skipped + known
     console.print(
-        f"{stored} images indexed, {skipped} were there already: {folder}", highlight=False
+        f"{stored} images indexed, {skipped} were there already: {catalog.describe(name)}",
+        highlight=False,
     )
-    tune(console, encoder, store, folder, target, exact_below)
+    tune(console, encoder, store, catalog, name, target, exact_below)
 
 
-def collections_folder(root: Path) -> Path:
-    """Where the further collections of a default one are, as the server looks for them."""
-    return root.with_name(f"{root.name}-collections")
+def opened_catalog(place: Path) -> "Catalog":
+    """The collections of a folder or of a server's YAML."""
+    from serving.services.catalogs import catalog_at  # noqa: PLC0415 - `serve` extra
+
+    return catalog_at(place)
 
 
-def collection_folder(root: Path, name: str | None) -> Path:
-    """Where a collection is."""
-    return root if name in (None, "default") else collections_folder(root) / str(name)
-
-
-def open_collection(folder: Path, encoder: "Encoder") -> "EmbeddedStore":
-    """A collection of the model, made if it is missing; DataError if it is another model's."""
-    from serving.errors import ServingError  # noqa: PLC0415 - `serve` extra
-    from serving.stores import EmbeddedStore  # noqa: PLC0415 - with it
-
-    try:
-        return EmbeddedStore(folder, fingerprint=encoder.fingerprint, dim=encoder.dim)
-    except ServingError as error:
-        raise DataError(str(error)) from error
+def existing_collection(catalog: "Catalog", asked: str) -> "Store":
+    """The collection of a name or alias, whichever model's it is; DataError if there is none."""
+    known = catalog.find(asked)
+    if known is None:
+        message = f"{catalog.describe(asked)}: no collection there; fill one with vlm index SHARDS"
+        raise DataError(message)
+    return catalog.open(known.name, fingerprint=known.info.fingerprint, dim=known.info.dim)
 
 
 def tune(
     console: Console,
     encoder: "Encoder",
-    store: "EmbeddedStore",
-    folder: Path,
+    store: "Store",
+    catalog: "Catalog",
+    name: str,
     target: float,
     exact_below: int,
 ) -> None:
@@ -114,7 +129,7 @@ def tune(
 
     if store.count() >= exact_below:
         console.print("looking after the index and measuring its recall", highlight=False)
-    found = tune_collection(encoder, store, folder, target=target, exact_below=exact_below)
+    found = tune_collection(encoder, store, catalog, name, target=target, exact_below=exact_below)
     if found is None:
         return
     shares = ", ".join(f"{kind} {share:.3f}" for kind, share in found.chosen.recall.items())

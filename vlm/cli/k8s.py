@@ -1,17 +1,19 @@
 """`vlm k8s render`: a training YAML and a cluster's values to folders for `kubectl apply -k`.
 
-What is written are kustomizations on top of `k8s/train` and `k8s/serve`, so that everything in
-those stays where it can be read, and only what differs is in the new folders.
+What is written are kustomizations on top of `k8s/train`, `k8s/serve` and so on, so that everything
+in those stays where it can be read, and only what differs is in the new folders.
 """
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 from rich.console import Console
 
+from vlm.cli.k8s_jobs import render_embedding, render_export, render_index
+from vlm.cli.k8s_parts import Tree, dump, kustomization_of, manifest, storage
+from vlm.cli.k8s_serving import render_serving
 from vlm.cli.k8s_values import ClusterValues, TrainValues
 from vlm.config import load_config
 from vlm.errors import ConfigError
@@ -20,11 +22,10 @@ from vlm.files import write_text_whole
 if TYPE_CHECKING:
     from vlm.train import TrainConfig
 
-__all__ = ["app", "render_serving", "render_training"]
+__all__ = ["app", "render_training"]
 
 _MOUNTS = ("/data", "/runs")
 _GRACE_SECONDS = 30
-Tree = dict[str, Any]
 
 app = typer.Typer(help="Manifests for Kubernetes.")
 
@@ -42,7 +43,7 @@ def render(
     base: Annotated[Path, typer.Option(help="The folder with train and serve.")] = Path("k8s"),
     out: Annotated[Path, typer.Option(help="Where the folders go.")] = Path("build/k8s"),
 ) -> None:
-    """Write OUT/train and OUT/serve, which agree with CONFIG: ranks, paths, engine.
+    """Write OUT/train, export, embed, serve and index, which agree with CONFIG and each other.
 
     In the cluster, runs go to /runs and fetched shards to /cache, whatever CONFIG says.
     """
@@ -52,10 +53,14 @@ def render(
     places = ["output=/runs", "data.remote.cache=/cache"]
     training = load_config(TrainConfig, config, [*places, *(overrides or [])])
     _check(training, settings.train)
-    for name, files in (
-        ("train", render_training(training, settings, base=_from(out / "train", base))),
-        ("serve", render_serving(settings, base=_from(out / "serve", base))),
-    ):
+    written = {
+        "train": render_training(training, settings, base=_from(out / "train", base)),
+        "export": render_export(training, settings, base=_from(out / "export", base)),
+        "embed": render_embedding(training, settings, base=_from(out / "embed", base)),
+        "serve": render_serving(settings, base=_from(out / "serve", base)),
+        "index": render_index(training, settings, base=_from(out / "index", base)),
+    }
+    for name, files in written.items():
         (out / name).mkdir(parents=True, exist_ok=True)
         for file, text in files.items():
             write_text_whole(out / name / file, text)
@@ -73,71 +78,31 @@ def render_training(training: "TrainConfig", values: ClusterValues, *, base: str
     train = values.train
     is_job = train.runner == "job"
     patch = _job(train) if is_job else _trainjob(train, training.engine.type)
-    kustomization = _kustomization(values) | {
+    kustomization = kustomization_of(values) | {
         "resources": [f"{base}/{'train' if is_job else 'train-trainer'}"],
-        "components": [f"{base}/components/gpu"] if is_job and train.gpus_per_node else [],
+        "components": [f"{base}/components/{name}" for name in _components(train)],
         "configMapGenerator": [
             {"name": "train-config", "behavior": "replace", "files": ["train.yaml"]}
         ],
         "patches": [
             {"path": "size.yaml"},
-            *_storage("train-data", train.data, train.storage_class),
-            *_storage("train-runs", train.runs, train.storage_class),
+            *storage("train-data", train.data, train.storage_class),
+            *storage("train-runs", train.runs, train.storage_class),
             *([] if is_job else [_grace(train)]),
             *(_queue(train.queue, patch["kind"]) if train.queue else []),
         ],
     }
     tree = training.model_dump(mode="json", exclude_unset=True)
     return {
-        "kustomization.yaml": _dump(kustomization),
-        "size.yaml": _dump(patch),
-        "train.yaml": _dump(tree),
+        "kustomization.yaml": dump(kustomization),
+        "size.yaml": dump(patch),
+        "train.yaml": dump(tree),
     }
 
 
-def render_serving(values: ClusterValues, *, base: str) -> dict[str, str]:
-    """Files of a kustomization, by name; see `render_training`."""
-    serve = values.serve
-    container = {
-        "name": "serve",
-        "resources": {
-            "requests": {"cpu": serve.cpu, "memory": serve.memory},
-            "limits": {"memory": serve.memory},
-        },
-    }
-    deployment = _object("apps/v1", "Deployment", "serve") | {
-        "spec": {"template": {"spec": {"containers": [container]}}}
-    }
-    scaler = _object("autoscaling/v2", "HorizontalPodAutoscaler", "serve") | {
-        "spec": {"minReplicas": serve.min_replicas, "maxReplicas": serve.max_replicas}
-    }
-    settings = {
-        "bundle": "/models/bundle",
-        "index": f"/index/{serve.collection}",
-        "runtimes": "/tmp/runtimes",
-        "host": "0.0.0.0",
-        "port": 8000,
-        "drain_seconds": 20,
-    }
-    address = [f"BUNDLE_URL={serve.bundle}", f"BUNDLE_FINGERPRINT={serve.fingerprint}"]
-    kustomization = _kustomization(values) | {
-        "resources": [f"{base}/serve"],
-        "configMapGenerator": [
-            {"name": "serve-config", "behavior": "replace", "files": ["serving.yaml"]},
-            {"name": "serve-bundle", "behavior": "replace", "literals": address},
-        ],
-        "patches": [
-            {"path": "size.yaml"},
-            {"path": "scale.yaml"},
-            *_storage("serve-index", serve.index, serve.storage_class),
-        ],
-    }
-    return {
-        "kustomization.yaml": _dump(kustomization),
-        "size.yaml": _dump(deployment),
-        "scale.yaml": _dump(scaler),
-        "serving.yaml": _dump(settings),
-    }
+def _components(train: TrainValues) -> list[str]:
+    gpu = ["gpu"] if train.runner == "job" and train.gpus_per_node else []
+    return gpu + (["train-metrics"] if train.metrics else [])
 
 
 def _check(training: "TrainConfig", train: TrainValues) -> None:
@@ -175,7 +140,7 @@ def _job(train: TrainValues) -> Tree:
         "containers": [container],
     }
     spec = {"completions": train.nodes, "parallelism": train.nodes, "template": {"spec": pod}}
-    return _object("batch/v1", "Job", "train") | {"spec": spec}
+    return manifest("batch/v1", "Job", "train") | {"spec": spec}
 
 
 def _trainjob(train: TrainValues, engine: str) -> Tree:
@@ -186,7 +151,7 @@ def _trainjob(train: TrainValues, engine: str) -> Tree:
         "env": [{"name": "PET_SHUTDOWN_TIMEOUT", "value": str(train.save_seconds)}],
     }
     runtime = "vlm-deepspeed" if engine == "deepspeed" else "vlm-torch"
-    return _object("trainer.kubeflow.org/v1alpha1", "TrainJob", "train") | {
+    return manifest("trainer.kubeflow.org/v1alpha1", "TrainJob", "train") | {
         "spec": {"runtimeRef": {"name": runtime}, "trainer": trainer}
     }
 
@@ -200,7 +165,7 @@ def _grace(train: TrainValues) -> Tree:
         "terminationGracePeriodSeconds",
         "value": train.save_seconds + _GRACE_SECONDS,
     }
-    return {"target": {"kind": "TrainJob", "name": "train"}, "patch": _dump([operation])}
+    return {"target": {"kind": "TrainJob", "name": "train"}, "patch": dump([operation])}
 
 
 def _resources(train: TrainValues) -> Tree:
@@ -215,35 +180,7 @@ def _resources(train: TrainValues) -> Tree:
 def _queue(name: str, kind: str) -> list[Tree]:
     label = {"op": "add", "path": "/metadata/labels/kueue.x-k8s.io~1queue-name", "value": name}
     suspend = {"op": "add", "path": "/spec/suspend", "value": True}
-    return [{"target": {"kind": kind, "name": "train"}, "patch": _dump([label, suspend])}]
-
-
-def _storage(name: str, size: str, storage_class: str | None) -> list[Tree]:
-    spec: Tree = {"resources": {"requests": {"storage": size}}}
-    if storage_class is not None:
-        spec["storageClassName"] = storage_class
-    return [{"patch": _dump(_object("v1", "PersistentVolumeClaim", name) | {"spec": spec})}]
-
-
-def _kustomization(values: ClusterValues) -> Tree:
-    images = []
-    for name, image in (("vlm-train", values.images.train), ("vlm-serve", values.images.serve)):
-        new_name, _, tag = image.rpartition(":")
-        images.append({"name": name, "newName": new_name, "newTag": tag})
-    return {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "namespace": values.namespace,
-        "images": images,
-    }
-
-
-def _object(version: str, kind: str, name: str) -> Tree:
-    return {"apiVersion": version, "kind": kind, "metadata": {"name": name}}
-
-
-def _dump(tree: Any) -> str:
-    return yaml.safe_dump(tree, sort_keys=False, width=100)
+    return [{"target": {"kind": kind, "name": "train"}, "patch": dump([label, suspend])}]
 
 
 def _from(folder: Path, base: Path) -> str:

@@ -23,6 +23,7 @@ from vlm.cli.index import app as index_app
 from vlm.cli.k8s import app as k8s_app
 from vlm.cli.metrics import metrics
 from vlm.cli.migrate import migrate
+from vlm.cli.move import move_collection
 from vlm.cli.refine import refine
 from vlm.cli.runs import runs
 from vlm.cli.scale import app as scale_app
@@ -47,6 +48,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
 for index_verb in (migrate, snapshot, snapshots, restore):
     index_app.command()(index_verb)
+index_app.command("move")(move_collection)
 app.add_typer(index_app, name="index")
 app.add_typer(k8s_app, name="k8s")
 app.add_typer(scale_app, name="scale")

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import yaml
 from rich.console import Console
+
+from vlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import GaugeMetricFamily
@@ -48,7 +51,9 @@ class RunFigures:
 
 
 def metrics(
-    run: Annotated[Path, typer.Argument(help="A run folder; it may not be there yet.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run folder, which may not be there yet, or a training YAML.")
+    ],
     port: Annotated[int, typer.Option(min=1, max=65535)] = 9401,
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
 ) -> None:
@@ -58,11 +63,24 @@ def metrics(
         start_http_server,
     )
 
+    run = _folder(run)
     registry = CollectorRegistry()
     registry.register(RunFigures(run))
     _, thread = start_http_server(port, addr=host, registry=registry)
     Console(soft_wrap=True).print(f"figures of {run} at http://{host}:{port}", highlight=False)
     thread.join()
+
+
+def _folder(path: Path) -> Path:
+    """A run's folder, or that of the run in a YAML file; torch is not loaded for it."""
+    if path.suffix not in {".yaml", ".yml"}:
+        return path
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Path(tree["output"]) / tree["name"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        message = f"{path}: not a training YAML with `output` and `name`: {error!r}"
+        raise ConfigError(message) from error
 
 
 def _last_record(path: Path) -> tuple[dict[str, object] | None, float]:

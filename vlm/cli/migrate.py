@@ -9,21 +9,21 @@ from rich.console import Console
 from vlm.cli.index import (
     Bundle,
     ExactBelow,
+    Index,
     Report,
     Target,
-    collection_folder,
-    collections_folder,
-    open_collection,
+    existing_collection,
+    opened_catalog,
     pairs_of,
+    store_errors,
     tune,
 )
-from vlm.cli.snapshots import existing_collection
 from vlm.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from serving.stores import EmbeddedStore, Item
+    from serving.stores import Catalog, Item, Store
     from vlm.inference import Encoder
 
 __all__ = ["migrate"]
@@ -31,13 +31,14 @@ __all__ = ["migrate"]
 _THUMBNAIL_SIDE = 128
 
 
+@store_errors()
 def migrate(
     to: Annotated[str, typer.Argument(help="Name of the new collection.")],
     shards: Annotated[
         list[Path] | None, typer.Argument(help="Datasets with the original pictures.")
     ] = None,
     bundle: Bundle = Path("runs/demo/bundle"),
-    index: Annotated[Path | None, typer.Option(help="Folder of the default collection.")] = None,
+    index: Index = None,
     collection: Annotated[
         str, typer.Option(help="The collection or alias whose items get new vectors.")
     ] = "default",
@@ -55,17 +56,15 @@ def migrate(
     Searches and writes go on meanwhile; interrupted and run again, it goes on. The old collection
     stays as it is.
     """
-    from serving.services.aliases import read_aliases, write_aliases  # noqa: PLC0415 - `serve` extra
-    from serving.services.indexing import embed_again, index_pairs  # noqa: PLC0415 - with it
+    from serving.services.indexing import embed_again, index_pairs  # noqa: PLC0415 - `serve` extra
     from serving.services.migration import move  # noqa: PLC0415 - with it
     from vlm.inference import Encoder  # noqa: PLC0415 - torch costs seconds
 
     console = Console(soft_wrap=True)
     encoder = Encoder.load(bundle)
-    root = index or bundle.parent / "index"
-    source = _source(root, collection, to)
-    folder = collection_folder(root, to)
-    store = open_collection(folder, encoder)
+    catalog = opened_catalog(index or bundle.parent / "index")
+    source = _source(catalog, collection, to)
+    store = catalog.open(to, fingerprint=encoder.fingerprint, dim=encoder.dim)
     report = Report(console, source.count())
     if shards:
         pairs = (pair for pair in pairs_of(shards) if source.existing([pair.id]))
@@ -76,9 +75,8 @@ def migrate(
         return embed_again(encoder, items)
 
     def switch() -> None:
-        tune(console, encoder, store, folder, target, exact_below)
-        aliases = collections_folder(root)
-        write_aliases(aliases, {**read_aliases(aliases), collection: to})
+        tune(console, encoder, store, catalog, to, target, exact_below)
+        catalog.point(collection, to)
 
     done = move(source, store, embed=embed, switch=switch, progress=report, items_per_second=rate)
     console.print(
@@ -88,14 +86,12 @@ def migrate(
     )
 
 
-def _source(root: Path, collection: str, to: str) -> "EmbeddedStore":
-    from serving.services.aliases import read_aliases  # noqa: PLC0415 - `serve` extra
-
-    name = read_aliases(collections_folder(root)).get(collection, collection)
+def _source(catalog: "Catalog", collection: str, to: str) -> "Store":
+    name = catalog.aliases().get(collection, collection)
     if to in (name, collection, "default") or "/" in to or to.startswith("."):
         message = f"{to!r} cannot be the new collection's name; choose another than {name!r}"
         raise DataError(message)
-    return existing_collection(root, collection)
+    return existing_collection(catalog, collection)
 
 
 def _check_pictures(encoder: "Encoder", items: "list[Item]", thumbnails: bool) -> None:

@@ -79,7 +79,15 @@ def search(
 ) -> None:
     """One collection from a million to ten billion vectors: bytes, nodes, latency, replicas."""
     table = _table(
-        "vectors", "disk GB", "codes GB", "nodes", "exact ms", "probed ms", "queries/s", "replicas"
+        "vectors",
+        "disk GB",
+        "codes GB",
+        "nodes",
+        "exact ms",
+        "probed ms",
+        "queries/s",
+        "replicas",
+        "Milvus GB",
     )
     for count in _COUNTS:
         vectors, codes = formulas.search_bytes(count, dim)
@@ -91,6 +99,7 @@ def search(
         table.add_row(
             f"{count:,}", f"{vectors / 1e9:,.0f}", f"{codes / 1e9:,.1f}", str(nodes),
             f"{exact * 1e3:,.0f}", f"{quick * 1e3:,.1f}", f"{each:,.0f}", str(needed),
+            f"{formulas.milvus_bytes(count, dim) / 1e9:,.0f}",
         )  # fmt: skip
     Console().print(table)
 

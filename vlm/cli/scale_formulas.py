@@ -23,6 +23,7 @@ __all__ = [
     "loss_flops",
     "loss_memory",
     "mean_seconds_between_failures",
+    "milvus_bytes",
     "replicas",
     "ring_loss_traffic",
     "ring_traffic",
@@ -156,6 +157,15 @@ def search_bytes(count: int, dim: int) -> tuple[int, int]:
     The codes are RaBitQ's (arXiv:2405.12497): dim / 8 bytes and two factors, plus an id.
     """
     return count * dim * _FLOAT, count * (dim // 8 + 2 * _FLOAT + _ID)
+
+
+def milvus_bytes(count: int, dim: int, *, payload: int = 1024) -> int:
+    """Memory of all query nodes for one copy of a collection in Milvus, searched by IVF-FLAT.
+
+    Vectors are float32 and in memory, like ids, texts and metadata (`payload` bytes an item);
+    half as much again is for growing segments and those that are being loaded or merged.
+    """
+    return count * (dim * _FLOAT + payload) * 3 // 2
 
 
 def scan_seconds(num_bytes: int | float, *, bandwidth: int | float) -> float:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from vlm.answers import Found
 from vlm.cli.asking import Bundle, Key, KeyFile, Server, client_of, decoded
-from vlm.cli.index import collection_folder, collections_folder
+from vlm.cli.index import Index, opened_catalog, store_errors
 from vlm.errors import ConfigError, DataError
 
 __all__ = ["search"]
@@ -23,9 +23,7 @@ def search(
         list[str] | None, typer.Option(help="key=value of the metadata; may be repeated.")
     ] = None,
     bundle: Bundle = Path("runs/demo/bundle"),
-    index: Annotated[
-        Path | None, typer.Option(help="Folder of the collection; default: beside the bundle.")
-    ] = None,
+    index: Index = None,
     server: Server = None,
     key_file: KeyFile = None,
     key: Key = None,
@@ -61,15 +59,16 @@ def _filter(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
+@store_errors()
 def _in_process(
     bundle: Path, index: Path, asked: str | Path, limit: int, wanted: dict[str, Any]
 ) -> list[Found]:
-    from serving.errors import ServingError  # noqa: PLC0415 - `serve` extra
-    from serving.services.aliases import DEFAULT, read_aliases  # noqa: PLC0415 - with it
-    from serving.stores import EmbeddedStore, parse_filter  # noqa: PLC0415 - with it
+    from serving.stores import DEFAULT, parse_filter  # noqa: PLC0415 - `serve` extra
     from vlm.inference import Encoder  # noqa: PLC0415 - torch costs seconds
 
-    if not index.is_dir():
+    catalog = opened_catalog(index)
+    known = catalog.find(DEFAULT)
+    if known is None:
         message = f"{index}: no collection; make one: vlm index SHARDS --bundle {bundle}"
         raise DataError(message)
     pixels = None if isinstance(asked, str) else decoded(asked)
@@ -78,11 +77,6 @@ def _in_process(
         row = encoder.encode_texts([asked])[0]
     else:
         row = encoder.encode_images([] if pixels is None else [pixels])[0]
-    try:
-        name = read_aliases(collections_folder(index)).get(DEFAULT)
-        folder = collection_folder(index, name)
-        store = EmbeddedStore(folder, fingerprint=encoder.fingerprint, dim=encoder.dim)
-        hits = store.search(row, limit, parse_filter(wanted))
-    except ServingError as error:
-        raise DataError(str(error)) from error
+    store = catalog.open(known.name, fingerprint=encoder.fingerprint, dim=encoder.dim)
+    hits = store.search(row, limit, parse_filter(wanted))
     return [Found(id=h.id, score=h.score, text=h.text, metadata=h.metadata) for h in hits]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vlm.cli.index import collection_folder, collections_folder
+from vlm.cli.index import existing_collection, opened_catalog, store_errors
 from vlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ Collection = Annotated[str, typer.Option(help="A collection or alias.")]
 _DEFAULT = Path("runs/demo/index")
 
 
+@store_errors()
 def snapshot(
     name: Name,
     index: Index = _DEFAULT,
@@ -27,7 +28,7 @@ def snapshot(
     drop: Annotated[bool, typer.Option(help="Let the snapshot go instead.")] = False,
 ) -> None:
     """Keep the state of now under a name; what was under it before is let go."""
-    store = existing_collection(index, collection)
+    store = _kept(index, collection)
     if drop:
         _known(store, name)
         store.drop_snapshot(name)
@@ -36,34 +37,32 @@ def snapshot(
     _say(f"{'dropped' if drop else 'kept'} {name!r}; there are: {_names(store)}")
 
 
+@store_errors()
 def snapshots(index: Index = _DEFAULT, collection: Collection = "default") -> None:
     """List the states that are kept."""
-    _say(_names(existing_collection(index, collection)))
+    _say(_names(_kept(index, collection)))
 
 
+@store_errors()
 def restore(name: Name, index: Index = _DEFAULT, collection: Collection = "default") -> None:
     """Make a kept state the state of now; a running server answers from it at once."""
-    store = existing_collection(index, collection)
+    store = _kept(index, collection)
     _known(store, name)
     store.restore(name)
     _say(f"restored {name!r}: {store.count()} items")
 
 
-def existing_collection(root: Path, name: str) -> "EmbeddedStore":
-    """The collection of a name or alias, whichever model's it is; DataError if there is none."""
-    from serving.errors import ServingError  # noqa: PLC0415 - `serve` extra
-    from serving.services.aliases import read_aliases  # noqa: PLC0415 - with it
-    from serving.stores import EmbeddedStore, read_collection_info  # noqa: PLC0415 - with it
+def _kept(index: Path, collection: str) -> "EmbeddedStore":
+    from serving.stores import EmbeddedStore  # noqa: PLC0415 - `serve` extra
 
-    folder = collection_folder(root, read_aliases(collections_folder(root)).get(name, name))
-    info = read_collection_info(folder)
-    if info is None:
-        message = f"{folder}: no collection there; fill one with vlm index SHARDS"
+    store = existing_collection(opened_catalog(index), collection)
+    if not isinstance(store, EmbeddedStore):
+        message = (
+            f"{collection!r}: only the embedded store keeps snapshots; a cluster has backups of "
+            f"its own, or move the collection into a folder with vlm index move"
+        )
         raise DataError(message)
-    try:
-        return EmbeddedStore(folder, fingerprint=info.fingerprint, dim=info.dim)
-    except ServingError as error:
-        raise DataError(str(error)) from error
+    return store
 
 
 def _known(store: "EmbeddedStore", name: str) -> None:

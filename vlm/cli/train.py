@@ -1,5 +1,7 @@
 """`vlm train`."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,16 +23,26 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the last checkpoint, if there is one.")
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks on this machine; by default one for each CUDA device."),
+    ] = None,
 ) -> None:
     """Train the run that CONFIG describes; Ctrl-C saves a checkpoint and stops.
 
-    Under torchrun every rank runs this same command.
+    It starts a rank for each device of this machine. Under torchrun every rank runs this same
+    command.
     """
-    from vlm.distributed import connected_world  # noqa: PLC0415 - torch costs seconds,
+    from vlm.distributed import connected_world, ranks_to_start  # noqa: PLC0415 - torch costs seconds,
     from vlm.train import TrainConfig  # noqa: PLC0415 - which --help need not pay
     from vlm.train import train as run_training  # noqa: PLC0415 - with it
 
     settings = load_config(TrainConfig, config, overrides or [])
+    count = ranks_to_start(processes)
+    if count > 1:
+        again = [str(config), *(overrides or []), *(["--resume"] if resume else [])]
+        launch = ["-m", "vlm.distributed.launch", "--standalone", "--nproc-per-node", str(count)]
+        os.execv(sys.executable, [sys.executable, *launch, "-m", "vlm", "train", *again])
     with connected_world(always_join=settings.engine.type != "torch") as world:
         console = Console(quiet=not world.is_main, soft_wrap=True)
         result = run_training(settings, world=world, console=console, resume=resume)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vlm.config import Config
 from vlm.data.captions import CaptionConfig, caption_texts, choose_caption
+from vlm.data.labels import label_ids
 from vlm.data.mixture import MixturePlan
 from vlm.data.quarantine import Quarantine, replacements
 from vlm.data.reader import Reader
@@ -37,6 +38,11 @@ class StreamConfig(Config):
     captions: CaptionConfig = CaptionConfig()
     group_field: str | None = None
     """Key in a sample's `.json`; samples with equal values are never negatives of each other."""
+    label_field: str | None = None
+    """Key in a sample's `.json` that holds its labels, one or a list, e.g. its tags; for losses
+    that compare samples by them."""
+    max_labels: int = Field(16, ge=1)
+    """Labels of a sample that are compared; further ones are left out."""
     threads: int = Field(2, ge=1)
     """Threads that prepare batches, on each rank."""
     prefetch: int = Field(4, ge=1)
@@ -71,6 +77,7 @@ class _Prepared:
     sample: Sample
     sample_id: int
     group_id: int
+    label_ids: list[int] | None
 
 
 class TrainStream:
@@ -169,6 +176,9 @@ class TrainStream:
             token_ids=self._tokenize(captions),
             sample_ids=torch.tensor([item.sample_id for item in prepared], dtype=torch.int64),
             group_ids=torch.tensor([item.group_id for item in prepared], dtype=torch.int64),
+            label_ids=None
+            if self._config.label_field is None
+            else torch.tensor([item.label_ids for item in prepared], dtype=torch.int64),
         )
 
     def _expect(
@@ -246,6 +256,9 @@ class TrainStream:
             group_id=group_id(sample, self._config.group_field)
             if self._config.group_field is not None
             else sample_id,
+            label_ids=None
+            if self._config.label_field is None
+            else label_ids(sample, self._config.label_field, most=self._config.max_labels),
         )
 
     def _kept(self, visit: tuple[int, int], prepared: _Prepared) -> _Prepared:

@@ -3,6 +3,7 @@
 from vlm.distributed.collectives import (
     any_rank,
     barrier,
+    gather_counts,
     gather_rows,
     gather_rows_with_gradient,
     max_over_ranks,
@@ -12,13 +13,20 @@ from vlm.distributed.collectives import (
 from vlm.distributed.heartbeat import Heartbeat, watch_ranks
 from vlm.distributed.sharding import (
     Piece,
+    is_sharded,
     piece_of,
     set_gradient_synchronisation,
     shard,
     whole,
 )
 from vlm.distributed.uneven import gather_bytes, gather_uneven_rows
-from vlm.distributed.world import Share, World, connected_world, share_of_work
+from vlm.distributed.world import (
+    Share,
+    World,
+    connected_world,
+    ranks_to_start,
+    share_of_work,
+)
 
 __all__ = [
     "Heartbeat",
@@ -29,11 +37,14 @@ __all__ = [
     "barrier",
     "connected_world",
     "gather_bytes",
+    "gather_counts",
     "gather_rows",
     "gather_rows_with_gradient",
     "gather_uneven_rows",
+    "is_sharded",
     "max_over_ranks",
     "piece_of",
+    "ranks_to_start",
     "set_gradient_synchronisation",
     "shard",
     "share_of_work",

@@ -18,7 +18,7 @@ from vlm.distributed.world import World
 
 __all__ = ["Heartbeat", "watch_ranks"]
 
-PHASES: Final = ("waiting for data", "computing", "saving a checkpoint")
+PHASES: Final = ("waiting for data", "computing", "saving a checkpoint", "evaluating")
 """Of a step, in their order."""
 
 _log = logging.getLogger(__name__)

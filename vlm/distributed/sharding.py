@@ -22,7 +22,15 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from vlm.distributed.world import World
 
-__all__ = ["Piece", "blocks_of", "piece_of", "set_gradient_synchronisation", "shard", "whole"]
+__all__ = [
+    "Piece",
+    "blocks_of",
+    "is_sharded",
+    "piece_of",
+    "set_gradient_synchronisation",
+    "shard",
+    "whole",
+]
 
 
 def shard(
@@ -97,6 +105,11 @@ def piece_of(tensor: Tensor) -> Piece:
         tensor.shape, tensor.device_mesh, tensor.placements
     )
     return Piece(local=tensor.to_local(), first=tuple(first), shape=tuple(tensor.shape))
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each rank holds another part of a tensor, so that all must write theirs."""
+    return isinstance(tensor, DTensor) and any(p.is_shard() for p in tensor.placements)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vlm.distributed.collectives import gather_rows
+from vlm.distributed.collectives import gather_counts, gather_rows
 from vlm.distributed.world import World
 
 __all__ = ["gather_bytes", "gather_uneven_rows"]
@@ -16,12 +16,8 @@ def gather_uneven_rows(rows: Tensor, world: World) -> Tensor:
     """
     if world.size == 1:
         return rows
-    counts = gather_rows(torch.tensor([len(rows)], device=world.device), world).tolist()
-    most = max(counts)
-    padded = torch.zeros((most, *rows.shape[1:]), dtype=rows.dtype, device=world.device)
-    padded[: len(rows)] = rows
-    gathered = gather_rows(padded, world).to(rows.device)
-    return torch.cat([gathered[r * most : r * most + n] for r, n in enumerate(counts)])
+    counts = gather_counts(len(rows), world)
+    return gather_rows(rows.to(world.device), world, counts=counts).to(rows.device)
 
 
 def gather_bytes(data: bytes, world: World) -> list[bytes]:
@@ -29,6 +25,6 @@ def gather_bytes(data: bytes, world: World) -> list[bytes]:
     if world.size == 1:
         return [data]
     own = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0).byte()
-    counts = gather_rows(torch.tensor([len(data)], device=world.device), world).tolist()
-    parts = gather_uneven_rows(own, world).split(counts)
+    counts = gather_counts(len(data), world)
+    parts = gather_rows(own.to(world.device), world, counts=counts).cpu().split(counts)
     return [part.numpy().tobytes() for part in parts]

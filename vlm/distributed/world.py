@@ -8,10 +8,13 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
+from vlm.distributed.meeting import place_to_meet
 from vlm.errors import ConfigError
 
-__all__ = ["Share", "World", "connected_world", "share_of_work"]
+__all__ = ["Share", "World", "connected_world", "ranks_to_start", "share_of_work"]
 
 
 @dataclass
@@ -48,11 +51,11 @@ def connected_world(
 
     Args:
         timeout_seconds: A collective that waits longer for a rank fails instead of hanging.
-
         always_join: Make a process group even for one rank, as DeepSpeed wants.
 
     Raises:
         ConfigError: If a rank has no CUDA device of its own.
+        VlmError: If not all ranks come.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -63,15 +66,30 @@ def connected_world(
         return
     os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed insists on it
     backend = "nccl" if device.type == "cuda" else "gloo"
-    # A world of one needs no rendezvous address.
-    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True) if size == 1 else None  # type: ignore[attr-defined] # exported without a stub
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds)
-    )
+    timeout = timedelta(seconds=timeout_seconds)
+    if size == 1:  # needs no rendezvous address
+        store: Store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)  # type: ignore[attr-defined] # exported without a stub
+    else:
+        shared, rank, size = next(rendezvous("env://", rank, size, timeout=timeout))
+        store = place_to_meet(shared, rank, size, timeout_seconds=timeout_seconds)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield World(rank=rank, size=size, device=device)
     finally:
         dist.destroy_process_group()
+
+
+def ranks_to_start(wanted: int | None) -> int:
+    """How many ranks a command that trains has on this machine, if nobody started them for it.
+
+    Reads `WORLD_SIZE`: where a launcher set it, this process is all that is to run here.
+
+    Args:
+        wanted: As a person said; none is one for each CUDA device, or one on the CPU.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return 1
+    return wanted or max(1, torch.cuda.device_count())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from vlm.evaluation.model import (
     Subject,
     subject_of_bundle,
     subject_of_encoder,
-    subject_of_model,
     subject_of_open_clip,
 )
 from vlm.evaluation.page import write_report
@@ -48,7 +47,6 @@ __all__ = [
     "recall",
     "subject_of_bundle",
     "subject_of_encoder",
-    "subject_of_model",
     "subject_of_open_clip",
     "write_report",
     "zero_shot_accuracy",

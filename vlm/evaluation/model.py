@@ -16,25 +16,10 @@ from jaxtyping import Float
 
 from vlm.errors import BundleError, VlmError
 from vlm.inference import Bundle, Captioner, Encoder, ModalityMeans
-from vlm.inference.runtimes.pytorch import TorchRuntime
-from vlm.models import CoCa, Model
-from vlm.preprocess import (
-    AnyTokenizerConfig,
-    ImageConfig,
-    build_tokenizer,
-    decode_image,
-    decode_picture,
-    resize_image,
-    trim_padding,
-)
+from vlm.models import CoCa
+from vlm.preprocess import decode_image, decode_picture
 
-__all__ = [
-    "Subject",
-    "subject_of_bundle",
-    "subject_of_encoder",
-    "subject_of_model",
-    "subject_of_open_clip",
-]
+__all__ = ["Subject", "subject_of_bundle", "subject_of_encoder", "subject_of_open_clip"]
 
 _HUB_SECONDS: Final = 3.0
 Rows = Float[np.ndarray, "batch dim"]
@@ -79,34 +64,6 @@ def subject_of_encoder(encoder: Encoder, captioner: Captioner | None = None) -> 
         encode_texts=encoder.encode_texts,
         caption=captioner.caption if captioner else None,
         means=info.modality_means,
-    )
-
-
-def subject_of_model(
-    model: Model,
-    *,
-    image: ImageConfig,
-    tokenizer: AnyTokenizerConfig,
-    name: str,
-    dim: int,
-    device: str = "cpu",
-) -> Subject:
-    """A model in memory, in the middle of its training; put it into evaluation mode first.
-
-    It stays where it is: `device` must be the model's own.
-    """
-    runtime = TorchRuntime(model, image, device=device)
-    tokenize, side = build_tokenizer(tokenizer), image.decode_side()
-    return Subject(
-        name=name,
-        fingerprint="",
-        dim=dim,
-        logit_scale=float(model.logit_scale().item()),
-        decode=lambda data: decode_image(data, min_side=side),
-        encode_images=lambda images: runtime.image_rows(
-            np.stack([resize_image(pixels, image) for pixels in images])
-        ),
-        encode_texts=lambda texts: runtime.text_rows(trim_padding(tokenize(list(texts))).numpy()),
     )
 
 

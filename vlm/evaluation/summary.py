@@ -9,6 +9,7 @@ from vlm.evaluation.run import Comparison, Evaluation
 from vlm.evaluation.tasks import (
     ArithmeticResult,
     CaptioningResult,
+    CorrectedResult,
     FewShotResult,
     GeometryResult,
     MixedResult,
@@ -33,8 +34,10 @@ def print_summary(evaluation: Evaluation, console: Console) -> None:
          _few_shot),
         ("arithmetic", ("task", "R@1", "R@1 centred", "image alone", "queries", "gallery"),
          _arithmetic),
-        ("mixed_retrieval", ("task", "NDCG@10", "centred", "other modality", "even", "queries"),
+        ("mixed_retrieval", ("task", "NDCG@10", "centred", "gain", "other modality", "even"),
          _mixed),
+        ("corrected_retrieval", ("task", "correction", "NDCG@10", "gain", "R@1", "queries"),
+         _corrected),
         ("captioning", ("task", "CIDEr", "BLEU-4", "word for word", "images"), _captioning),
         ("geometry", ("task", "gap", "separability", "alignment", "rank: image", "text"),
          _geometry),
@@ -73,7 +76,7 @@ def _table(
     titles = {"zero_shot": "zero-shot classification"}
     table = Table(title=titles.get(kind, kind.replace("_", " ")), title_justify="left")
     for column in columns:
-        left = column in ("task", "query", "method")
+        left = column in ("task", "query", "method", "correction")
         table.add_column(column, justify="left" if left else "right", no_wrap=column != "task")
     for key, result in found.items():
         for row in rows(_spoken(key), result):
@@ -90,6 +93,14 @@ def _percent(result: TaskResult, value: float, name: str) -> str:
     if interval is None:
         return f"{value:.1%}"
     return f"{value:.1%}\n[dim]{100 * interval.low:.1f}\u2013{100 * interval.high:.1f}[/]"
+
+
+def _points(result: TaskResult, value: float, name: str) -> str:
+    """A difference of two fractions, in points of a hundred."""
+    interval = result.intervals.get(name)
+    if interval is None:
+        return f"{100 * value:+.1f}"
+    return f"{100 * value:+.1f}\n[dim]{100 * interval.low:+.1f} to {100 * interval.high:+.1f}[/]"
 
 
 def _zero_shot(name: str, result: TaskResult) -> list[Row]:
@@ -148,9 +159,23 @@ def _mixed(name: str, result: TaskResult) -> list[Row]:
         [
             name, _percent(result, result.ndcg10, "ndcg10"),
             _percent(result, result.ndcg10_centred, "ndcg10_centred"),
+            _points(result, result.gain, "gain"),
             f"{result.other_modality:.1%} → {result.other_modality_centred:.1%}",
-            f"{result.other_modality_even:.1%}", str(result.queries),
+            f"{result.other_modality_even:.1%}",
         ]
+    ]  # fmt: skip
+
+
+def _corrected(name: str, result: TaskResult) -> list[Row]:
+    assert isinstance(result, CorrectedResult)
+    return [
+        [
+            name, spoken, _percent(result, getattr(result, f"ndcg10{suffix}"), f"ndcg10{suffix}"),
+            _points(result, getattr(result, f"gain{suffix}"), f"gain{suffix}") if suffix else "",
+            _percent(result, getattr(result, f"recall1{suffix}"), f"recall1{suffix}"),
+            str(result.queries),
+        ]
+        for spoken, suffix in (("none", ""), ("centred", "_centred"), ("QB-Norm", "_without_hubs"))
     ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from vlm.inference.generate import (
     Strategy,
     generate,
 )
+from vlm.inference.hubs import HUB_CANDIDATES, HUB_SHARPNESS, crowding
 from vlm.inference.transfer import cached_bundle, fetch_bundle, push_bundle, stored_bundles
 from vlm.inference.zero_shot import (
     class_embeddings,
@@ -29,6 +30,8 @@ from vlm.inference.zero_shot import (
 )
 
 __all__ = [
+    "HUB_CANDIDATES",
+    "HUB_SHARPNESS",
     "BeamSearch",
     "Bundle",
     "BundleInfo",
@@ -41,6 +44,7 @@ __all__ = [
     "Strategy",
     "cached_bundle",
     "class_embeddings",
+    "crowding",
     "exclusive_probabilities",
     "fetch_bundle",
     "fill_templates",

@@ -6,6 +6,8 @@ from vlm.losses.contrastive import clip_loss
 from vlm.losses.decoupled import dcl_loss
 from vlm.losses.gap import alignment, centroid_uniformity, cross_uniformity, uniformity
 from vlm.losses.memory import RemembersSamples, initial_sample_values
+from vlm.losses.pairs import NoPairsError
+from vlm.losses.precision import full_precision
 from vlm.losses.refinement import hybrid_distillation_loss, random_alignment_loss
 from vlm.losses.sigmoid import siglip_loss
 from vlm.losses.soft import SoftTarget, soft_target_loss
@@ -14,6 +16,7 @@ from vlm.losses.weights import WeightedTerm, WeightSchedule
 
 __all__ = [
     "LossTerm",
+    "NoPairsError",
     "RemembersSamples",
     "SoftTarget",
     "WeightSchedule",
@@ -26,6 +29,7 @@ __all__ = [
     "cross_uniformity",
     "cyclic_consistency",
     "dcl_loss",
+    "full_precision",
     "hybrid_distillation_loss",
     "initial_sample_values",
     "random_alignment_loss",

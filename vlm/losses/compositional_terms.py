@@ -4,7 +4,7 @@ import math
 from typing import Literal
 
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from vlm.losses.compositional import (
@@ -100,6 +100,16 @@ class IsogclrTerm(CompositionalTerm):
     temperature_rate: float = Field(0.03, ge=0)
     """Step of a temperature along its averaged gradient."""
     lowest_temperature: float = Field(0.005, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _starts_within_its_range(self) -> "IsogclrTerm":
+        if self.init_temperature < self.lowest_temperature:
+            message = (
+                f"init_temperature={self.init_temperature:g} lies under "
+                f"lowest_temperature={self.lowest_temperature:g}: raise the one or lower the other"
+            )
+            raise ValueError(message)
+        return self
 
     @property
     def sample_values(self) -> dict[str, float]:

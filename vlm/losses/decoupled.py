@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.losses.contrastive import SameGroup, positive_similarity
-from vlm.losses.pairs import Similar, group_sizes, negative_pairs
+from vlm.losses.pairs import NoPairsError, Similar, group_sizes, negative_pairs
 from vlm.losses.precision import full_precision
 from vlm.losses.tiled import log_sum_exp_both_ways
 from vlm.types import WHOLE, RowShare
@@ -47,7 +47,7 @@ def dcl_loss(
         share: The rows that are reduced here, where other processes reduce the others.
 
     Raises:
-        ValueError: If a row has no negative.
+        NoPairsError: If a row has no negative.
 
     Source: L_DC and L_DCW of Yeh et al. 2021 (arXiv:2110.06848), between modalities.
     """
@@ -55,7 +55,7 @@ def dcl_loss(
     largest = 1 if groups is None else int(group_sizes(groups).max())
     if largest == len(image):
         message = f"a row has no negative: {len(image)} rows, all of one group"
-        raise ValueError(message)
+        raise NoPairsError(message)
     pairs = negative_pairs(groups, similar)
     by_row, by_column = log_sum_exp_both_ways(image, text, logit_scale, pairs=pairs, share=share)
     if similar:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vlm.losses.pairs import group_sizes, negative_pairs
+from vlm.losses.pairs import NoPairsError, group_sizes, negative_pairs
 from vlm.losses.precision import full_precision
 from vlm.losses.tiled import log_sum_exp
 from vlm.types import WHOLE, RowShare
@@ -55,7 +55,7 @@ def uniformity(
         have about -4 + 8/d at t = 2.
 
     Raises:
-        ValueError: If no pair is left.
+        NoPairsError: If no pair is left.
 
     Source: L_uniform of Wang & Isola 2020 (arXiv:2005.10242).
     """
@@ -111,7 +111,7 @@ def _log_mean_potential(
     num_pairs = len(left) ** 2 - num_left_out
     if num_pairs == 0:
         message = f"no pair to spread: {len(left)} rows, all of one group"
-        raise ValueError(message)
+        raise NoPairsError(message)
     # -t times the squared distance is 2t (cos - 1).
     scale = full_precision(left[:0]).new_full((1,), 2 * t)
     by_row = log_sum_exp(left, right, scale, pairs=negative_pairs(group_ids), share=share)

@@ -9,7 +9,19 @@ from torch import Tensor
 
 from vlm.types import WHOLE, RowShare
 
-__all__ = ["Pairs", "Similar", "group_sizes", "group_sums", "negative_pairs", "num_left_out"]
+__all__ = [
+    "NoPairsError",
+    "Pairs",
+    "Similar",
+    "group_sizes",
+    "group_sums",
+    "negative_pairs",
+    "num_left_out",
+]
+
+
+class NoPairsError(ValueError):
+    """All rows of a batch show the same thing, so that a loss has nothing to tell apart."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ those features, so that a tile of targets is computed where it is used and no B 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.losses.averages import softmax_average
@@ -16,7 +17,7 @@ from vlm.losses.precision import full_precision
 from vlm.losses.tiled import log_sum_exp_both_ways
 from vlm.types import WHOLE, RowShare
 
-__all__ = ["SoftTarget", "soft_target_loss"]
+__all__ = ["SoftTarget", "multi_hot", "soft_target_loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,25 @@ class SoftTarget:
     columns: Float[Tensor, "batch width"]
     scale: Float[Tensor, "1"]
     """Inverse temperature of the targets."""
+
+
+def multi_hot(
+    label_ids: Int64[Tensor, "batch label"],
+) -> Float[Tensor, "batch distinct"]:
+    """Unit rows with an entry for each label of the batch, whose dot products compare label sets.
+
+    |A and B| / sqrt(|A| |B|), in [0, 1]; a row without labels is like itself alone.
+
+    Args:
+        label_ids: Not below 0, and -1 behind the last label of a row.
+    """
+    rows = torch.arange(len(label_ids), device=label_ids.device)
+    alone = (label_ids < 0).all(dim=1, keepdim=True)
+    # A label of its own for a row that has none: -2 and below, which no label is.
+    label_ids = torch.cat([label_ids, torch.where(alone, -2 - rows[:, None], -1)], dim=1)
+    known, places = torch.unique(label_ids, return_inverse=True)
+    hot = torch.zeros(len(rows), len(known), device=label_ids.device).scatter_(1, places, 1.0)
+    return F.normalize(hot[:, known != -1], dim=1)
 
 
 def soft_target_loss(

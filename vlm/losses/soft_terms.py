@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from vlm.losses.soft import SoftTarget, soft_target_loss
+from vlm.losses.soft import SoftTarget, multi_hot, soft_target_loss
 from vlm.losses.statistics import Statistics, contrastive_statistics
 from vlm.losses.weights import WeightedTerm
 from vlm.types import Features
@@ -19,19 +19,24 @@ class SoftClipTerm(WeightedTerm):
     """InfoNCE towards similarities within a modality; see `soft_target_loss`."""
 
     type: Literal["soft_clip"] = "soft_clip"
-    similarity: Literal["text", "image", "own"] = "text"
-    """Of the teacher's captions, of its images, or of each row's own modality."""
+    similarity: Literal["text", "image", "own", "labels"] = "text"
+    """Of the teacher's captions, of its images, of each row's own modality there, or without a
+    teacher the cosine of the samples' label sets (SoftCon, arXiv:2405.20462)."""
     temperature: float = Field(0.05, gt=0)
-    """Of the teacher's similarities."""
+    """Of the similarities."""
     soft_fraction: float = Field(0.3, gt=0, le=1)
-    """Share of the target that follows the teacher; the rest is the row's own match."""
+    """Share of the target that follows the similarities; the rest is the row's own match."""
 
     @property
     def needs_teacher(self) -> bool:
-        return True
+        return self.similarity != "labels"
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.similarity == "labels"
 
     def compute(self, features: Features) -> tuple[Float[Tensor, ""], Statistics]:
-        image, text, _ = features.require_teacher(self.type)
+        image, text = self._compared(features)
         scale = torch.full_like(image[0, :1], 1 / self.temperature)
         of_images = SoftTarget(rows=image, columns=image, scale=scale)
         of_texts = SoftTarget(rows=text, columns=text, scale=scale)
@@ -45,6 +50,17 @@ class SoftClipTerm(WeightedTerm):
             share=features.share,
         )
         return value, contrastive_statistics(features)
+
+    def _compared(self, features: Features) -> tuple[Tensor, Tensor]:
+        """The rows whose similarities are the targets of images, and of captions."""
+        if self.similarity != "labels":
+            image, text, _ = features.require_teacher(self.type)
+            return image, text
+        if features.label_ids is None:
+            message = f"{self.type} with similarity=labels needs label_ids, and there are none"
+            raise ValueError(message)
+        labels = multi_hot(features.label_ids).to(features.image.dtype)
+        return labels, labels
 
 
 class DistillationTerm(WeightedTerm):

@@ -1,8 +1,9 @@
 """What a term weighs in the total, over training."""
 
 import itertools
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from vlm.config import Config
 
@@ -12,7 +13,9 @@ __all__ = ["WeightSchedule", "WeightedTerm"]
 class WeightSchedule(Config):
     """A weight that moves linearly between points of training."""
 
-    at: list[float] = Field(min_length=1)
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    at: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
     """Fractions of training, rising, in [0, 1]."""
     value: list[float] = Field(min_length=1)
     """Weights at those points; constant before the first and after the last."""
@@ -36,7 +39,9 @@ class WeightSchedule(Config):
 
 
 class WeightedTerm(Config):
-    """Base of every loss term: what it weighs in the total."""
+    """Base of every loss term: what it weighs in the total. Its numbers are finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     weight: float | WeightSchedule = 1.0
     """A number, or one that moves over training."""
@@ -49,4 +54,9 @@ class WeightedTerm(Config):
     @property
     def needs_teacher(self) -> bool:
         """Whether the run must have a `teacher` section."""
+        return False
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the run must read labels: `data.stream.label_field`."""
         return False

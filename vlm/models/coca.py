@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from vlm.models.caption_decoder import (
     DecoderState,
     real_tokens,
 )
-from vlm.models.dual_encoder import MAX_LOG_LOGIT_SCALE
+from vlm.models.dual_encoder import MAX_LOG_LOGIT_SCALE, unit_rows
 from vlm.models.freezing import FreezeConfig, evaluate_frozen
 from vlm.models.image_tokens import TokenTower, build_image_tokens
 from vlm.types import IGNORED_TOKEN, CaptionRows, DualEncoderOutput
@@ -128,7 +127,7 @@ class CoCa(nn.Module):
         told = real_tokens(token_ids)[:, 1:]
         return DualEncoderOutput(
             image=self._embed_image(image_rows),
-            text=_unit(self.text_projection(mark)),
+            text=unit_rows(self.text_projection(mark)),
             logit_scale=self.logit_scale(),
             logit_bias=self.logit_bias,
             captions=CaptionRows(
@@ -147,7 +146,7 @@ class CoCa(nn.Module):
     def encode_text(self, token_ids: Int64[Tensor, "batch token"]) -> Float[Tensor, "batch dim"]:
         """Unit float32 embeddings of tokenized captions; trimmed padding changes nothing."""
         mark, _ = self.text.read(token_ids)
-        return _unit(self.text_projection(mark))
+        return unit_rows(self.text_projection(mark))
 
     def image_rows(
         self, images: Float[Tensor, "batch channel height width"]
@@ -181,7 +180,7 @@ class CoCa(nn.Module):
 
     def _embed_image(self, image_rows: Tensor) -> Tensor:
         pooled = self.contrastive_pooler(image_rows)[:, 0]
-        return _unit(self.image_projection(pooled))
+        return unit_rows(self.image_projection(pooled))
 
 
 def _architecture(config: CocaConfig) -> dict[str, Any]:
@@ -190,10 +189,6 @@ def _architecture(config: CocaConfig) -> dict[str, Any]:
     for key in ("pretrained", "weights"):
         tree["image"].pop(key, None)
     return tree
-
-
-def _unit(rows: Tensor) -> Tensor:
-    return F.normalize(_full(rows), dim=-1)
 
 
 def _full(rows: Tensor) -> Tensor:

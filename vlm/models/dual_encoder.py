@@ -111,6 +111,11 @@ class DualEncoderConfig(Config):
         return True in wanted
 
 
+def unit_rows(features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+    """Rows of length 1, in float32 at least: in bfloat16 a length of 1 would be off by 0.4%."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
 class DualEncoder(nn.Module):
     """Unit embeddings of images and captions in one space.
 
@@ -161,11 +166,11 @@ class DualEncoder(nn.Module):
         self, images: Float[Tensor, "batch channel height width"]
     ) -> Float[Tensor, "batch dim"]:
         """Unit float32 embeddings of normalised images."""
-        return F.normalize(self.image(images).float(), dim=-1)
+        return unit_rows(self.image(images))
 
     def encode_text(self, token_ids: Int64[Tensor, "batch token"]) -> Float[Tensor, "batch dim"]:
         """Unit float32 embeddings of tokenized captions; trimmed padding changes nothing."""
-        return F.normalize(_text_features(self.text, token_ids).float(), dim=-1)
+        return unit_rows(_text_features(self.text, token_ids))
 
     @property
     def vocab_size(self) -> int:

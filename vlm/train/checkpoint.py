@@ -7,14 +7,14 @@
         memory-NNNNN.safetensors     what loss terms remember, if they do
         checkpoint.json              step, what the run was made of, size and hash of every file
 
-Every rank copies its part to main memory and goes on training; a thread writes it under a hidden
-name. When the parts of all ranks are there, rank 0 renames the folder, so a crash while saving
-never costs the last good one. A checkpoint with a missing or altered file is set aside for the one
-before it. The data position is the step; randomness is keyed by it.
+Every rank copies its part to main memory and goes on training; a thread writes it where
+`places.py` says. When the parts of all ranks are there, rank 0 makes them a checkpoint in one
+stroke, so a crash while saving never costs the last good one. A checkpoint with a missing or
+altered file is set aside for the one before it. The data position is the step; randomness is keyed
+by it.
 """
 
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,8 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm.distributed import Piece, World, any_rank, barrier
-from vlm.errors import CheckpointError
-from vlm.files import file_sha256, write_text_whole
+from vlm.errors import CheckpointError, VlmError
+from vlm.files import file_sha256
+from vlm.train.places import INFO, Place
 from vlm.train.shards import ShardReader, own_pieces, snapshot, write_shard
 from vlm.train.state import EngineState, SavedState
 
@@ -42,7 +43,8 @@ __all__ = [
     "set_aside_damaged",
 ]
 
-_INFO: Final = "checkpoint.json"
+_WRITTEN: Final = "written-"
+_FAILED: Final = "failed-"
 _WAIT_SECONDS: Final = 1800.0
 """For the slowest rank to write its part."""
 
@@ -76,21 +78,21 @@ class CheckpointWriter:
     """Writes the checkpoints of a run, one at a time, beside the training.
 
     Args:
-        folder: Where `step-NNNNNNNN` folders go; the same for all ranks.
+        place: Where checkpoints go; the same for all ranks.
         keep: Newest checkpoints to keep.
         facts: See `Checkpoint`.
         world: The ranks.
     """
 
-    def __init__(self, folder: Path, *, keep: int, facts: Mapping[str, Any], world: World) -> None:
-        self._folder = folder
+    def __init__(self, place: Place, *, keep: int, facts: Mapping[str, Any], world: World) -> None:
+        self._place = place
         self._keep = keep
         self._facts = dict(facts)
         self._world = world
         self._thread: threading.Thread | None = None
         self._given_up = threading.Event()
         self._error: Exception | None = None
-        self._final = folder
+        self._step = 0
 
     def save(
         self,
@@ -107,13 +109,11 @@ class CheckpointWriter:
                 older checkpoints are untouched.
         """
         self.finish()
-        self._final = self._folder / f"step-{step:08d}"
-        draft = self._folder / f".draft-{step:08d}"
+        self._step = step
         try:
             if self._world.is_main:
-                shutil.rmtree(draft, ignore_errors=True)
-                draft.mkdir(parents=True)
-        except OSError as error:
+                self._place.begin(step)
+        except (OSError, VlmError) as error:
             self._error = error
         self._raise_of_any_rank()
         kinds = {"model": state.weights, "optimizer": state.optimizer}
@@ -123,7 +123,7 @@ class CheckpointWriter:
         kept = {name: tensor.detach().clone() for name, tensor in memory.items()}
         info = {"step": step, "facts": self._facts, "numbers": state.numbers}
         self._thread = threading.Thread(
-            target=self._caught, args=(lambda: self._write(draft, copies, kept, info), draft)
+            target=self._caught, args=(lambda: self._write(step, copies, kept, info), step)
         )
         self._thread.start()
 
@@ -151,30 +151,37 @@ class CheckpointWriter:
         if not any_rank(error is not None, self._world):
             return
         message = (
-            f"{self._final}: the checkpoint could not be saved "
-            f"({error or 'another rank says why'}). Older checkpoints are intact; free some space "
-            f"or set `output` to another disk, then resume"
+            f"{self._place.name_of(self._step)}: the checkpoint could not be saved "
+            f"({error or 'another rank says why'}). Older checkpoints are intact; "
+            f"{self._place.advice}"
         )
         raise CheckpointError(message) from error
 
-    def _caught(self, write: Callable[[], None], draft: Path) -> None:
+    def _caught(self, write: Callable[[], None], step: int) -> None:
         try:
             write()
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError, VlmError) as error:
             self._error = error
             if self._world.is_main:
-                shutil.rmtree(draft, ignore_errors=True)
+                self._place.give_up(step)
             else:
-                _try_to_tell(draft / f"failed-{self._world.rank:05d}")
+                self._try_to_tell(step)
+
+    def _try_to_tell(self, step: int) -> None:
+        try:
+            self._place.hand_in(step, [], note=f"{_FAILED}{self._world.rank:05d}", text="")
+        except (OSError, VlmError):
+            return  # then rank 0 hears it when the ranks meet
 
     def _write(
         self,
-        draft: Path,
+        step: int,
         kinds: Mapping[str, Mapping[str, Piece]],
         memory: dict[str, Tensor],
         info: Mapping[str, Any],
     ) -> None:
         rank = f"{self._world.rank:05d}"
+        draft = self._place.draft(step)
         paths = []
         for kind, pieces in kinds.items():
             paths.append(draft / f"{kind}-{rank}.safetensors")
@@ -183,79 +190,64 @@ class CheckpointWriter:
             paths.append(draft / f"memory-{rank}.safetensors")
             save_file(memory, paths[-1])
         written = {path.name: [path.stat().st_size, file_sha256(path)] for path in paths}
-        write_text_whole(draft / f"written-{rank}.json", json.dumps(written))
+        self._place.hand_in(step, [*written], note=f"{_WRITTEN}{rank}", text=json.dumps(written))
         if self._world.is_main:
-            self._publish(draft, info)
+            files: dict[str, Any] = {}
+            for name in self._parts_of_all_ranks(step):
+                files |= json.loads(self._place.note(step, name))
+            self._place.publish(step, json.dumps({**info, "files": files}, indent=2))
+            for old in self._place.steps()[: -self._keep]:
+                self._place.remove(old)
 
-    def _publish(self, draft: Path, info: Mapping[str, Any]) -> None:
-        files: dict[str, Any] = {}
-        for path in _parts_of_all_ranks(draft, self._world.size, self._given_up):
-            files |= json.loads(path.read_text(encoding="utf-8"))
-            path.unlink()
-        write_text_whole(draft / _INFO, json.dumps({**info, "files": files}, indent=2))
-        shutil.rmtree(self._final, ignore_errors=True)
-        draft.rename(self._final)
-        for old in _complete(self._folder)[: -self._keep]:
-            shutil.rmtree(old)
+    def _parts_of_all_ranks(self, step: int) -> list[str]:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        wanted = [f"{_WRITTEN}{rank:05d}" for rank in range(self._world.size)]
+        while late := set(wanted) - (notes := self._place.notes(step)):
+            failed = {note for note in notes if note.startswith(_FAILED)}
+            if failed or self._given_up.is_set() or time.monotonic() > deadline:
+                ranks = [int(note.rsplit("-", 1)[-1]) for note in sorted(failed or late)]
+                message = f"no part of rank {', '.join(str(rank) for rank in ranks)}"
+                raise OSError(message)
+            time.sleep(self._place.pause_seconds)
+        return wanted
 
 
 @contextmanager
 def open_writer(
-    folder: Path, *, keep: int, facts: Mapping[str, Any], world: World
+    place: Place, *, keep: int, facts: Mapping[str, Any], world: World
 ) -> Iterator[CheckpointWriter]:
     """A `CheckpointWriter` that leaves no thread behind; call `finish` before the block ends."""
-    writer = CheckpointWriter(folder, keep=keep, facts=facts, world=world)
+    writer = CheckpointWriter(place, keep=keep, facts=facts, world=world)
     try:
         yield writer
     finally:
         writer.abandon()
 
 
-def _parts_of_all_ranks(draft: Path, size: int, given_up: threading.Event) -> list[Path]:
-    deadline = time.monotonic() + _WAIT_SECONDS
-    paths = [draft / f"written-{rank:05d}.json" for rank in range(size)]
-    while not all(path.is_file() for path in paths):
-        failed = sorted(draft.glob("failed-*"))
-        late = [path.stem.removeprefix("written-") for path in paths if not path.is_file()]
-        if failed or given_up.is_set() or time.monotonic() > deadline:
-            who = [path.name.removeprefix("failed-") for path in failed] or late
-            message = f"no part of rank {', '.join(str(int(rank)) for rank in who)}"
-            raise OSError(message)
-        time.sleep(0.01)
-    return paths
-
-
-def _try_to_tell(path: Path) -> None:
-    try:
-        path.touch()
-    except OSError:
-        return  # then rank 0 hears it when the ranks meet
-
-
-def latest_checkpoint(folder: Path, *, check: bool = True) -> Checkpoint | None:
+def latest_checkpoint(place: Place, *, check: bool = True) -> Checkpoint | None:
     """The newest checkpoint of which nothing is missing or altered, or none.
 
     Args:
-        folder: Of the checkpoints of a run.
+        place: Of the checkpoints of a run.
         check: Read and compare every file; without it, the newest is believed.
 
     Raises:
         CheckpointError: If there are checkpoints, and all are damaged.
+        StoreError: If a store does not answer.
     """
     damaged = []
-    for path in reversed(_complete(folder)):
+    for step in reversed(place.steps()):
         try:
-            return _open(path, check=check)
+            return _open(place, step, check=check)
         except CheckpointError as error:
             damaged.append(str(error))
     if damaged:
-        message = f"{folder}: no checkpoint can be used. {'; '.join(damaged)}"
-        raise CheckpointError(message)
+        raise _none_left(place, damaged)
     return None
 
 
-def set_aside_damaged(folder: Path, world: World) -> list[str]:
-    """Rename damaged checkpoints that are newer than the last good one; all ranks call it.
+def set_aside_damaged(place: Place, world: World) -> list[str]:
+    """Set damaged checkpoints aside that are newer than the last good one; all ranks call it.
 
     Returns:
         What was damaged, on rank 0.
@@ -264,20 +256,17 @@ def set_aside_damaged(folder: Path, world: World) -> list[str]:
         CheckpointError: If there are checkpoints, and all are damaged.
     """
     notes: list[str] = []
-    paths = _complete(folder) if world.is_main else []
-    for path in reversed(paths):
+    steps = place.steps() if world.is_main else []
+    for step in reversed(steps):
         try:
-            _open(path, check=True)
+            _open(place, step, check=True)
             break
         except CheckpointError as error:
             notes.append(str(error))
-    if any_rank(bool(paths) and len(notes) == len(paths), world):
-        message = f"{folder}: no checkpoint can be used. {'; '.join(notes)}"
-        raise CheckpointError(message)
-    for path in paths[len(paths) - len(notes) :]:
-        aside = folder / path.name.replace("step-", "damaged-")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
+    if any_rank(bool(steps) and len(notes) == len(steps), world):
+        raise _none_left(place, notes)
+    for step in steps[len(steps) - len(notes) :]:
+        place.set_aside(step)
     barrier(world)
     return notes
 
@@ -292,8 +281,13 @@ def load_weights(checkpoint: Checkpoint, *, ema: bool) -> dict[str, Tensor] | No
     return {name: reader.whole(name) for name in reader.shapes} or None
 
 
-def _open(folder: Path, *, check: bool) -> Checkpoint:
-    path = folder / _INFO
+def _none_left(place: Place, damage: list[str]) -> CheckpointError:
+    return CheckpointError(f"{place}: no checkpoint can be used. {'; '.join(damage)}")
+
+
+def _open(place: Place, step: int, *, check: bool) -> Checkpoint:
+    folder = place.fetch(step)
+    path = folder / INFO
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         checkpoint = Checkpoint(
@@ -318,7 +312,3 @@ def _check(path: Path, size: int, digest: str) -> None:
     if file_sha256(path) != digest:
         message = f"{path.name} was altered since it was written"
         raise ValueError(message)
-
-
-def _complete(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob(f"step-*/{_INFO}"))

@@ -4,13 +4,14 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlm.config import Config
 from vlm.data.augment import AugmentConfig
 from vlm.data.dataset import SourceConfig, StageConfig
-from vlm.data.remote import RemoteConfig
+from vlm.data.object_store import RemoteConfig, check_url
 from vlm.data.stream import StreamConfig
+from vlm.errors import DataError
 from vlm.losses import LossTerm, RemembersSamples, WeightSchedule
 from vlm.models import ModelConfig
 from vlm.optim import OptimizerConfig
@@ -90,9 +91,10 @@ class TorchEngineConfig(Config):
     """Plain PyTorch: one process, or distributed data parallel under torchrun."""
 
     type: Literal["torch"] = "torch"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
     """Of the towers; losses are always fp32. `auto` is bf16 where the device computes in it. fp16
-    scales the loss, and skips a step whose gradients overflow."""
+    scales the loss, and skips a step whose gradients overflow. fp8 is bf16 with the products of
+    large linear layers in 8 bits; needs the package torchao and a device that has them."""
     compile: bool = False
     """Compile the model with torch.compile: minutes at the start, faster steps afterwards."""
 
@@ -221,6 +223,9 @@ class TrainConfig(Config):
     checkpoint_every: int = Field(500, ge=1)
     """Steps between two checkpoints; one is always saved at the end and on interruption."""
     keep_checkpoints: int = Field(2, ge=1)
+    checkpoints: str | None = None
+    """A folder in an object store, s3://, gs:// or az://, where checkpoints go under the run's
+    name; credentials come from the environment. None: the run's folder."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "TrainConfig":
@@ -290,6 +295,14 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _labels_are_read(self) -> "TrainConfig":
+        needing = [term.type for term in self.loss if term.needs_labels]
+        if needing and self.data.stream.label_field is None:
+            message = f"loss {', '.join(needing)} compares labels: set data.stream.label_field"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
     def _average_is_in_reach(self) -> "TrainConfig":
         stage = self.engine.zero_stage if self.engine.type == "deepspeed" else 0
         if stage == 3 and self.ema_decay is not None:
@@ -332,6 +345,16 @@ class TrainConfig(Config):
             message = f"loss {', '.join(twice)} is listed twice and would share one memory"
             raise ValueError(message)
         return self
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _is_a_store(cls, url: str | None) -> str | None:
+        try:
+            if url is not None:
+                check_url(url, schemes=("s3", "gs", "az"))
+        except DataError as error:
+            raise ValueError(str(error)) from error
+        return url
 
     @property
     def guards_recall(self) -> bool:

@@ -20,6 +20,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from vlm.distributed import Piece, World, piece_of
+from vlm.errors import ConfigError
 from vlm.models import Model, clamp_logit_scale
 from vlm.train.config import DeepSpeedEngineConfig
 from vlm.train.state import EngineState, SavedState, begin_optimizer, check_names, fill_number
@@ -53,6 +54,12 @@ class DeepSpeedEngine:
         clip_norm: float | None,
     ) -> None:
         if world.device.type == "cpu":
+            if config.precision == "fp16":
+                message = (
+                    "engine.precision=fp16: DeepSpeed has none on a CPU; take bf16 or fp32, or "
+                    "engine.type=torch"
+                )
+                raise ConfigError(message)
             # DeepSpeed would compile a shared-memory extension for half a minute, for no gain.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         offload = {"device": "cpu"} if config.offload else {"device": "none"}

@@ -4,7 +4,6 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +16,7 @@ from vlm.optim import AdamWConfig
 from vlm.preprocess import build_tokenizer
 from vlm.train.config import TorchEngineConfig, TrainConfig
 from vlm.train.doctor_memory import Probe, forecast_memory, probe_steps
+from vlm.train.doctor_network import Finding, network_findings
 from vlm.train.engine import TorchEngine
 from vlm.train.memory import LossMemory
 from vlm.train.setup import Parts, build_parts
@@ -28,19 +28,6 @@ __all__ = ["Finding", "examine"]
 _POOL = 32
 _LOADED_SAMPLES = 192
 _GIB = 2**30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One verdict."""
-
-    check: str
-    verdict: Literal["ok", "warning", "problem"]
-    text: str
-    """What was found."""
-    advice: str = ""
-    """What to change."""
-    figures: dict[str, float | int] = field(default_factory=dict)
 
 
 def examine(
@@ -63,6 +50,7 @@ def examine(
         price_per_hour: Of one rank, in any currency.
     """
     yield from _advice(config)
+    yield from network_findings(config, world_size=world_size)
     share = _share(config, world_size)
     if isinstance(share, Finding):
         yield share
@@ -72,6 +60,7 @@ def examine(
     local = config.model_copy(
         update={
             "output": scratch,
+            "checkpoints": None,
             "global_batch": _POOL,
             "micro_batch": None,
             "steps": _LOADED_SAMPLES // _POOL,
@@ -276,7 +265,8 @@ def _memory(
 def _disk(config: TrainConfig, probe: Probe) -> Finding:
     one = probe.parameter_bytes * (2 if config.ema_decay is not None else 1)
     one += probe.optimizer_bytes
-    needed = one * (config.keep_checkpoints + 1)  # the new one is whole before an old one goes
+    kept = config.keep_checkpoints if config.checkpoints is None else 0  # in the store
+    needed = one * (kept + 1)  # the new one is whole before an old one goes
     existing = next(p for p in (config.output, *config.output.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     text = (

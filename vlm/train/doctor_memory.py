@@ -132,6 +132,7 @@ def probe_steps(
             token_ids=pool.token_ids[rows],
             sample_ids=pool.sample_ids[rows],
             group_ids=pool.group_ids[rows],
+            label_ids=None if pool.label_ids is None else pool.label_ids[rows],
         )
         own = config.model_copy(update={"global_batch": size, "log_every": 10**9})
         return lambda: train_step(

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vlm.distributed import World
 from vlm.models import Model, clamp_logit_scale
 from vlm.train.config import TorchEngineConfig
+from vlm.train.fp8 import convert_to_fp8
 from vlm.train.shards import own_pieces
 from vlm.train.state import EngineState, SavedState, fill_optimizer, fill_weights, optimizer_state
 from vlm.types import DualEncoderOutput
@@ -64,6 +65,9 @@ class Engine(Protocol):
 
 
 _SCALER: Final = "loss scaler/"
+_DTYPES: Final = {
+    "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16,
+}  # fmt: skip
 
 
 class TorchEngine:
@@ -84,7 +88,9 @@ class TorchEngine:
         precision = config.precision
         if precision == "auto":
             precision = "bf16" if computes_bf16(world.device) else "fp32"
-        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        if precision == "fp8":
+            convert_to_fp8(model, world.device)
+        self._dtype = _DTYPES[precision]
         compiled = ", compiled" if config.compile else ""
         self.description = f"{world.size} x {world.device.type}, {precision}{compiled}"
         for module in model.modules():  # convolutions run faster with channels innermost

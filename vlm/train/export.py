@@ -22,6 +22,7 @@ from vlm.inference import (
 )
 from vlm.train.checkpoint import Checkpoint, latest_checkpoint, load_weights
 from vlm.train.config import TrainConfig
+from vlm.train.places import FolderPlace, checkpoint_place
 from vlm.train.setup import build_model, open_clip_config
 
 __all__ = ["export_run", "load_run"]
@@ -67,11 +68,20 @@ def export_run(run: Path, folder: Path, *, console: Console) -> BundleInfo:
 
 
 def _open_run(run: Path) -> tuple[TrainConfig, Checkpoint]:
-    checkpoint = latest_checkpoint(run / "checkpoints")
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise _untrained(run)
+    config = load_config(TrainConfig, path, [])
+    # The folder may have been moved since; a store has not.
+    place = FolderPlace(run / "checkpoints") if config.checkpoints is None else None
+    checkpoint = latest_checkpoint(place or checkpoint_place(config))
     if checkpoint is None:
-        message = f"{run}: no checkpoint here; train it first: vlm train CONFIG"
-        raise CheckpointError(message)
-    return load_config(TrainConfig, run / "config.yaml", []), checkpoint
+        raise _untrained(run)
+    return config, checkpoint
+
+
+def _untrained(run: Path) -> CheckpointError:
+    return CheckpointError(f"{run}: no checkpoint here; train it first: vlm train CONFIG")
 
 
 def _save(

@@ -1,9 +1,12 @@
 """When a run goes wrong: what counts as a fault, and which steps are left out because of it."""
 
+import errno
 import json
 import math
 import statistics
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,8 +14,9 @@ from vlm.errors import CheckpointError, VlmError
 from vlm.files import write_text_whole
 from vlm.train.config import RecoveryConfig
 
-__all__ = ["FaultWatch", "SkippedWindow", "SkippedWindows"]
+__all__ = ["FaultWatch", "SkippedWindow", "SkippedWindows", "disk_faults_told"]
 
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _HISTORY = 100
 _ENOUGH = 20
 """Norms before a leap can be told from the ordinary."""
@@ -101,3 +105,25 @@ class SkippedWindows:
             lines = [json.dumps(asdict(known)) + "\n" for known in self._windows]
             write_text_whole(self._path, "".join(lines))
         return window
+
+
+@contextmanager
+def disk_faults_told(folder: Path) -> Iterator[None]:
+    """Turn what the disk of a run's folder does not allow into an error for people.
+
+    Raises:
+        CheckpointError: In place of an `OSError` of a full or read-only disk, or about the folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = Path(error.filename) if isinstance(error.filename, str) else None
+        about = name is not None and (name.is_relative_to(folder) or folder.is_relative_to(name))
+        if error.errno not in _OF_DISKS and not about:
+            raise
+        message = (
+            f"{name or folder}: cannot be written ({error.strerror}). Checkpoints so far are "
+            f"intact; free some space, or set `output` to a folder that can be written, and go on "
+            f"with --resume"
+        )
+        raise CheckpointError(message) from error

@@ -14,8 +14,9 @@ from vlm.optim import learning_rate_factor, set_learning_rates
 from vlm.train.average import update_average
 from vlm.train.checkpoint import open_writer
 from vlm.train.config import TrainConfig
-from vlm.train.faults import FaultWatch, SkippedWindows
+from vlm.train.faults import FaultWatch, SkippedWindows, disk_faults_told
 from vlm.train.held_out import HeldOut
+from vlm.train.places import checkpoint_place
 from vlm.train.records import truncate_records
 from vlm.train.restore import restore, roll_back
 from vlm.train.setup import Parts, build_parts, resume_facts
@@ -57,12 +58,13 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
     step, ema = restore(config, parts, facts, resume=resume, world=world, note=console.print)
     _prepare_folder(config, world, step)
     with (
+        disk_faults_told(config.run_folder),
         stop_on_signal() as stop,
         open_telemetry(
             console, config, world, start_step=step, total_steps=parts.total_steps
         ) as telemetry,
         open_writer(
-            config.run_folder / "checkpoints",
+            checkpoint_place(config),
             keep=config.keep_checkpoints,
             facts=facts,
             world=world,
@@ -225,7 +227,8 @@ def _prepare_folder(config: TrainConfig, world: World, step: int) -> None:
     """Write down what is run, and drop the records of steps that will be done again."""
     if not world.is_main:
         return
-    config.run_folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    write_text_whole(config.run_folder / "config.yaml", text)
-    truncate_records(config.run_folder / "metrics.jsonl", step)
+    with disk_faults_told(config.run_folder):
+        config.run_folder.mkdir(parents=True, exist_ok=True)
+        write_text_whole(config.run_folder / "config.yaml", text)
+        truncate_records(config.run_folder / "metrics.jsonl", step)

@@ -20,7 +20,8 @@ from vlm.distributed import (
     max_over_ranks,
     sum_with_gradient,
 )
-from vlm.losses import LossTerm, caption_sum, total_loss
+from vlm.errors import DataError
+from vlm.losses import LossTerm, NoPairsError, caption_sum, full_precision, total_loss
 from vlm.train.memory import LossMemory
 from vlm.train.teacher import Teacher
 from vlm.types import Batch, CaptionSum, DualEncoderOutput, Features, LossOutput, RowShare
@@ -36,6 +37,7 @@ class Objective:
         memory: What terms remember; changed by every call.
         teacher: A frozen model, if a term needs one.
         world: The ranks.
+        counts: Rows of each rank, where they do not all bring equally many.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class Objective:
         memory: LossMemory,
         teacher: Teacher | None,
         world: World,
+        counts: Sequence[int] | None = None,
     ) -> None:
         self.memory = memory
+        self._counts = counts
         self._terms = terms
         self._teacher = teacher
         self._world = world
@@ -61,7 +65,9 @@ class Objective:
 
     def with_terms(self, terms: Sequence[LossTerm], memory: LossMemory) -> "Objective":
         """Another sum of terms, with the same teacher and ranks."""
-        return Objective(terms, memory=memory, teacher=self._teacher, world=self._world)
+        return Objective(
+            terms, memory=memory, teacher=self._teacher, world=self._world, counts=self._counts
+        )
 
     def teach(
         self,
@@ -89,7 +95,28 @@ class Objective:
             progress: Fraction of training done.
             taught: The teacher's embeddings of all micro-batches of `batch`.
             captions: The caption loss of this rank, where `output` no longer has the rows.
+
+        Raises:
+            DataError: If all samples of the step are of one group, and a term needs two.
         """
+        try:
+            return self._loss(output, batch, progress, taught, captions)
+        except NoPairsError as error:
+            message = (
+                f"the loss cannot tell the samples of this step apart: {error}. "
+                f"data.stream.group_field puts them together: name another field, leave it out, "
+                f"or raise global_batch"
+            )
+            raise DataError(message) from error
+
+    def _loss(
+        self,
+        output: DualEncoderOutput,
+        batch: Batch,
+        progress: float,
+        taught: Sequence[DualEncoderOutput],
+        captions: CaptionSum | None,
+    ) -> LossOutput:
         device = self._world.device
         return global_loss(
             output,
@@ -97,7 +124,9 @@ class Objective:
             self._terms,
             progress=progress,
             world=self._world,
+            counts=self._counts,
             sample_ids=batch.sample_ids.to(device),
+            label_ids=None if batch.label_ids is None else batch.label_ids.to(device),
             memory=self.memory,
             teacher=_joined(taught) if taught else None,
             captions=captions,
@@ -119,8 +148,10 @@ def global_loss(
     *,
     progress: float,
     world: World,
+    counts: Sequence[int] | None = None,
     sample_ids: Int64[Tensor, " batch"] | None = None,
     memory: LossMemory | None = None,
+    label_ids: Int64[Tensor, "batch label"] | None = None,
     teacher: DualEncoderOutput | None = None,
     captions: CaptionSum | None = None,
 ) -> LossOutput:
@@ -134,9 +165,12 @@ def global_loss(
         group_ids: This rank's groups; equal groups are never negatives of each other.
         terms: The loss, as configured.
         progress: Fraction of training done, in [0, 1]; drives weight schedules.
-        world: The ranks. All must bring equally many rows.
+        world: The ranks.
+        counts: Rows of each rank, where they do not all bring equally many. Nobody asks for them:
+            what splits a batch knows them, and who does not can ask `gather_counts` once.
         sample_ids: This rank's samples; needed for `memory`.
         memory: What terms remember, changed by this call; none lets them start anew.
+        label_ids: This rank's labels, for terms that compare them.
         teacher: A frozen model's embeddings of this rank's batch.
         captions: This rank's caption loss; by default that of the rows in `output`, if any.
 
@@ -148,20 +182,22 @@ def global_loss(
         captions = caption_sum(output.captions)
     own = [output.text, output.image, *output.more_images]
     # All in one message, [batch len(own)*dim].
-    gathered = gather_rows_with_gradient(torch.cat(own, dim=1).float(), world)
+    joined = full_precision(torch.cat(own, dim=1))
+    gathered = gather_rows_with_gradient(joined, world, counts=counts)
     text, first, *others = gathered.chunk(len(own), dim=1)
     taught = None
     if teacher is not None:
-        taught = gather_rows(torch.cat([teacher.image, teacher.text], dim=1), world)
+        taught = gather_rows(torch.cat([teacher.image, teacher.text], dim=1), world, counts=counts)
     features = Features(
         image=first,
         text=text,
-        logit_scale=output.logit_scale.float(),
-        logit_bias=None if output.logit_bias is None else output.logit_bias.float(),
-        group_ids=gather_rows(group_ids, world),
+        logit_scale=full_precision(output.logit_scale),
+        logit_bias=None if output.logit_bias is None else full_precision(output.logit_bias),
+        group_ids=gather_rows(group_ids, world, counts=counts),
         teacher_image=None if taught is None else taught.chunk(2, dim=1)[0],
         teacher_text=None if taught is None else taught.chunk(2, dim=1)[1],
-        teacher_logit_scale=None if teacher is None else teacher.logit_scale.float(),
+        teacher_logit_scale=None if teacher is None else full_precision(teacher.logit_scale),
+        label_ids=None if label_ids is None else gather_rows(label_ids, world, counts=counts),
         captions=None if captions is None else _over_ranks(captions, world),
         share=RowShare(
             index=world.rank,
@@ -170,7 +206,7 @@ def global_loss(
             largest=partial(max_over_ranks, world=world),
         ),
     )
-    every = None if sample_ids is None else gather_rows(sample_ids, world)
+    every = None if sample_ids is None else gather_rows(sample_ids, world, counts=counts)
     recalled = None if memory is None or every is None else memory.recall(every)
     results = [
         total_loss(terms, replace(features, image=image), progress=progress, memory=recalled)
@@ -183,7 +219,7 @@ def global_loss(
     statistics = {**results[0].statistics, "modality_gap": gap, "logit_scale": scale}
     # Data parallelism wants every parameter in the graph, also where no term asks for it.
     asked = [output.logit_scale, *([] if output.logit_bias is None else [output.logit_bias])]
-    unasked = torch.stack([0.0 * scalar.float().sum() for scalar in asked]).sum()
+    unasked = torch.stack([0.0 * full_precision(scalar).sum() for scalar in asked]).sum()
     total = torch.stack([result.total for result in results]).mean() + unasked
     return LossOutput(total=total, statistics=statistics)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ from vlm.preprocess import (
     resize_image,
 )
 from vlm.train.derive import load_origin, require_dual_encoder, require_free, save_derived
+from vlm.train.refine_progress import Progress
+from vlm.train.signals import Stop
 from vlm.types import Tokenize
 
 __all__ = ["RefineConfig", "refine"]
@@ -51,6 +54,8 @@ class RefineConfig(Config):
     epochs: int = Field(1, ge=1)
     seed: int = 0
     log_every: int = Field(10, ge=1)
+    save_every: int = Field(100, ge=1)
+    """Steps between two saves of the progress."""
 
 
 def refine(
@@ -61,11 +66,13 @@ def refine(
     *,
     device: str = "cpu",
     say: Callable[[str], None] = lambda _: None,
-) -> BundleInfo:
+    stop: Stop | None = None,
+) -> BundleInfo | None:
     """Refine a dual encoder on pairs and write the bundle of the result.
 
-    One process; an interruption leaves nothing, and the run begins anew. Images are resized as for
-    evaluation, without augmentation. The last pairs that do not fill a batch are left out.
+    One process. Progress lies in a hidden file beside `folder` until the bundle is written; the
+    same call goes on from there, to the same weights. Images are resized as for evaluation,
+    without augmentation. The last pairs that do not fill a batch are left out.
 
     Args:
         model: A bundle, a run or a checkpoint.
@@ -74,9 +81,14 @@ def refine(
         config: How.
         device: Where to compute.
         say: Told a line now and then.
+        stop: Asked after each step whether to save and leave.
+
+    Returns:
+        What the bundle is; none if it was stopped before the end.
 
     Raises:
         BundleError: If the model is no dual encoder, or `folder` is taken by something else.
+        CheckpointError: If the progress found is damaged or belongs to other work.
         DataError: If the pairs cannot be read, are fewer than a batch, or the loss is no number.
     """
     require_free(folder)
@@ -98,8 +110,15 @@ def refine(
         pairs = _Pairs(
             reader=reader, info=info, tokenize=build_tokenizer(info.tokenizer), device=device
         )
-        _epochs(student, teacher, pairs, config, say)
-    return save_derived(
+        facts = {
+            "model": info.fingerprint,
+            "shards": reader.fingerprint,
+            "settings": config.model_dump(mode="json", exclude={"log_every", "save_every"}),
+        }
+        progress = Progress.beside(folder, facts)
+        if not _epochs(student, teacher, pairs, config, progress, say, stop or Stop()):
+            return None
+    refined = save_derived(
         folder,
         student.cpu(),
         origin,
@@ -111,6 +130,8 @@ def refine(
         },
         shards=[shards],
     )
+    progress.remove()
+    return refined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,40 +168,57 @@ def _epochs(
     teacher: DualEncoder,
     pairs: _Pairs,
     config: RefineConfig,
+    progress: Progress,
     say: Callable[[str], None],
-) -> None:
-    count = pairs.reader.num_samples // config.batch * config.batch
-    total = count // config.batch * config.epochs
+    stop: Stop,
+) -> bool:
+    """All steps, or those up to a stop; whether it came to the end."""
+    an_epoch = pairs.reader.num_samples // config.batch
+    total = an_epoch * config.epochs
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    generator = torch.Generator().manual_seed(config.seed)
-    start, done = time.monotonic(), 0
-    for _ in range(config.epochs):
-        order = torch.randperm(pairs.reader.num_samples, generator=generator)[:count]
-        for rows in order.split(config.batch):
-            images, token_ids = pairs.batch(rows.numpy())
-            image, text = _raw_features(student, images, token_ids)
-            with torch.no_grad():
-                known = _raw_features(teacher, images, token_ids)
-            reference = torch.randn(image.shape, generator=generator).to(pairs.device)
-            alignment = random_alignment_loss(image, text, reference)
-            distillation = hybrid_distillation_loss(image, text, *known, alpha=config.alpha)
-            loss = config.alignment_weight * alignment + distillation
-            if not math.isfinite(loss.item()):
-                message = f"step {done + 1}: the loss is {loss.item()}; lower lr={config.lr:g}"
-                raise DataError(message)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            done += 1
-            if done % config.log_every == 0 or done == total:
-                rate = done * config.batch / (time.monotonic() - start)
-                left = (total - done) * config.batch / rate
-                say(
-                    f"step {done}/{total}  alignment {alignment.item():.4f}  "
-                    f"distillation {distillation.item():.4f}  {rate:.0f} samples/s  "
-                    f"{left:.0f} s to go"
-                )
+    first = progress.load(student, optimizer)
+    if first:
+        say(f"going on after step {first}/{total}")
+    start = time.monotonic()
+    for step in range(first, total):
+        epoch, place = divmod(step, an_epoch)
+        order = torch.randperm(pairs.reader.num_samples, generator=_drawn(config, "order", epoch))
+        images, token_ids = pairs.batch(order.split(config.batch)[place].numpy())
+        image, text = _raw_features(student, images, token_ids)
+        with torch.no_grad():
+            known = _raw_features(teacher, images, token_ids)
+        reference = torch.randn(image.shape, generator=_drawn(config, "reference", step))
+        alignment = random_alignment_loss(image, text, reference.to(pairs.device))
+        distillation = hybrid_distillation_loss(image, text, *known, alpha=config.alpha)
+        loss = config.alignment_weight * alignment + distillation
+        if not math.isfinite(loss.item()):
+            message = f"step {step + 1}: the loss is {loss.item()}; lower lr={config.lr:g}"
+            raise DataError(message)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        done = step + 1
+        if done % config.log_every == 0 or done == total:
+            rate = (done - first) * config.batch / (time.monotonic() - start)
+            say(
+                f"step {done}/{total}  alignment {alignment.item():.4f}  "
+                f"distillation {distillation.item():.4f}  {rate:.0f} samples/s  "
+                f"{(total - done) * config.batch / rate:.0f} s to go"
+            )
+        if stop.requested or done % config.save_every == 0 or done == total:
+            progress.save(student, optimizer, done)
+        if stop.requested and done < total:
+            return False
+    return True
+
+
+def _drawn(
+    config: RefineConfig, what: Literal["order", "reference"], place: int
+) -> torch.Generator:
+    """A generator for one epoch or one step, so that work goes on anywhere without a replay."""
+    seeds = np.random.SeedSequence((config.seed, what == "order", place))
+    return torch.Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
 
 def _raw_features(

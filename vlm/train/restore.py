@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from vlm.distributed import World
+from vlm.distributed import World, any_rank
 from vlm.errors import CheckpointError
 from vlm.train.average import start_average
 from vlm.train.checkpoint import Checkpoint, latest_checkpoint, set_aside_damaged
 from vlm.train.config import TrainConfig
+from vlm.train.places import checkpoint_place
 from vlm.train.setup import Parts
 from vlm.train.state import fill_weights
 
@@ -38,22 +39,29 @@ def restore(
         CheckpointError: If the run exists and `resume` is false, if its checkpoint belongs to
             another configuration, or if all of them are damaged.
     """
-    folder = config.run_folder / "checkpoints"
+    place = checkpoint_place(config)
     ema = None
     if config.ema_decay is not None:
         ema = start_average(parts.engine.model.state_dict())
-    checkpoint = latest_checkpoint(folder, check=False)
-    if checkpoint is None:
+    steps = place.steps()
+    here, missing = any_rank(bool(steps), world), any_rank(not steps, world)
+    if here and missing:
+        message = (
+            f"{place}: some ranks see checkpoints here and others do not. Let `output` lie on a "
+            f"disk that all nodes see, or set `checkpoints` to an object store"
+        )
+        raise CheckpointError(message)
+    if missing:
         return 0, ema
     if not resume:
         message = (
-            f"{config.run_folder}: has checkpoints up to step {checkpoint.step}. Continue it with "
+            f"{config.run_folder}: has checkpoints up to step {steps[-1]}. Continue it with "
             f"--resume, choose another name (name=...), or remove the folder to start anew"
         )
         raise CheckpointError(message)
-    for damage in set_aside_damaged(folder, world):
+    for damage in set_aside_damaged(place, world):
         note(f"a checkpoint is left aside: {damage}")
-    checkpoint = latest_checkpoint(folder, check=False)
+    checkpoint = latest_checkpoint(place, check=False)
     assert checkpoint is not None
     differing = [key for key in facts if checkpoint.facts.get(key) != facts[key]]
     if differing:
@@ -74,7 +82,7 @@ def roll_back(
     Returns:
         Its step.
     """
-    checkpoint = latest_checkpoint(config.run_folder / "checkpoints")
+    checkpoint = latest_checkpoint(checkpoint_place(config))
     if checkpoint is None or checkpoint.step > before:
         return None
     _load(checkpoint, parts, ema)

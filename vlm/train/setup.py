@@ -23,12 +23,12 @@ from vlm.models import Model, load_initial_weights, parameter_depths
 from vlm.models import build_model as build
 from vlm.optim import build_optimizer
 from vlm.preprocess import build_tokenizer, prepare_image, stack_images, tokenizer_vocab_size
-from vlm.train.checkpoint import latest_checkpoint
 from vlm.train.config import TrainConfig
 from vlm.train.engine import Engine, TorchEngine
 from vlm.train.fsdp_engine import FsdpEngine, shard_model
 from vlm.train.memory import LossMemory
 from vlm.train.objective import Objective
+from vlm.train.places import checkpoint_place
 from vlm.train.teacher import load_teacher
 
 __all__ = ["Parts", "build_model", "build_parts", "resume_facts"]
@@ -120,7 +120,7 @@ def build_parts(config: TrainConfig, world: World) -> Parts:
         size=world.size,
     )
     # A run that is resumed has weights of its own, and what it started from may be gone.
-    fresh = latest_checkpoint(config.run_folder / "checkpoints", check=False) is None
+    fresh = not checkpoint_place(config).steps()
     model = build_model(config, initial_weights=fresh).to(world.device)
     if config.temperature is not None:
         model.log_logit_scale.requires_grad_(False)

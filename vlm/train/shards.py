@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlm.distributed import Piece, World, piece_of
+from vlm.distributed import Piece, World, is_sharded, piece_of
 from vlm.errors import CheckpointError
 
 __all__ = ["ShardReader", "own_pieces", "snapshot", "write_shard"]
@@ -36,7 +36,7 @@ def own_pieces(tensors: Mapping[str, Tensor], world: World) -> dict[str, Piece]:
     own = {}
     for name, tensor in tensors.items():
         piece = piece_of(tensor)
-        if piece.local is not tensor:  # sharded
+        if is_sharded(tensor):
             own[name] = piece
             continue
         rank = load.index(min(load))

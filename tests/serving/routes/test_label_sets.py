@@ -219,6 +219,24 @@ def test_names_and_samples_that_do_not_fit_are_refused(client: TestClient, tmp_p
         answer = client.post(f"{SETS}/x/calibrate", json={"samples": samples})
         assert said in problem(answer, 422)
     both = client.post("/v1/classify", json=body(labels=["a"], label_set="x"))
-    assert "exactly one of labels and label_set" in problem(both, 422)
+    assert "exactly one of labels, classes and label_set" in problem(both, 422)
     (tmp_path / "i-label-sets/x.json").write_text("{")
     assert "damaged" in problem(client.get(f"{SETS}/x"), 422)
+
+
+def test_classes_with_examples_are_asked_about_without_storing_them(client: TestClient) -> None:
+    examples = [{"label": c, "images": [data_url(picture(c))]} for c in ("red", "blue")]
+    put(client, "shown", classes=examples, templates=["a {}"])
+    inline = classify(client, classes=examples, templates=["a {}"])
+    assert scores(inline) == pytest.approx(scores(classify(client, label_set="shown")), abs=1e-4)
+    assert inline["label_set_version"] is None
+    words = classify(client, classes=["red", {"label": "blue"}])
+    assert scores(words) == pytest.approx(scores(classify(client, labels=["red", "blue"])))
+    ask = "/v1/classify"
+    problem(client.post(ask, json=body(classes=["red"], labels=["red"])), 422)
+    twice = problem(client.post(ask, json=body(classes=["red", "red"])), 422)
+    assert "given twice" in twice
+    broken = [{"label": "red", "images": ["AAAA"]}]
+    assert "classes.red.images.0" in problem(client.post(ask, json=body(classes=broken)), 422)
+    many = [{"label": "red", "images": [data_url(picture())] * 65}]
+    assert "at most 64" in problem(client.post(ask, json=body(classes=many)), 422)

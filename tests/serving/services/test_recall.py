@@ -10,11 +10,10 @@ from serving.services.recall import (
     Point,
     held_out_queries,
     is_out_of_date,
-    load_measurement,
     measure,
-    only_one,
-    save_measurement,
+    read_measurement,
     tune,
+    written,
 )
 from serving.stores import Effort, EmbeddedStore, Hit, Item, Store
 from tests.support import unit_rows
@@ -24,16 +23,19 @@ class Coarse:
     """A store whose index misses a known share: with p probes it knows p of the 16 first items."""
 
     is_indexed = True
+    efforts: tuple[tuple[Effort, ...], ...] = tuple(
+        tuple(Effort(probes, refine) for refine in (5, 20, 80)) for probes in (2, 4, 8, 16, 32)
+    )
 
     def __init__(self, best: int) -> None:
         self.best = best
-        self.efforts: list[Effort | None] = []
+        self.tried: list[Effort | None] = []
 
     def count(self) -> int:
         return 100
 
     def search(self, vector: np.ndarray, limit: int, *, effort: Effort | None) -> list[Hit]:
-        self.efforts.append(effort)
+        self.tried.append(effort)
         known = limit if effort is None else min(limit, effort.probes * self.best // 16)
         return [
             Hit(id=str(n), score=0, text=None, metadata={}, has_thumbnail=False)
@@ -67,6 +69,13 @@ def test_an_index_that_never_reaches_the_target_is_not_used() -> None:
     assert not measure(coarse(16), QUERIES, target=0.95).index_misses_target
 
 
+def test_a_store_that_only_searches_exactly_is_never_measured_by_itself() -> None:
+    flat = Coarse(16)
+    flat.efforts, flat.is_indexed = (), False
+    assert not is_out_of_date(cast(Store, flat), None, exact_below=10)
+    assert is_out_of_date(coarse(16), None, exact_below=10)
+
+
 def test_more_probes_are_not_tried_where_they_find_nothing_new() -> None:
     curve = measure(coarse(0), QUERIES, target=0.95).curve
     assert [point.effort.probes for point in curve if point.effort] == [2, 2, 2, 4, 4, 4]
@@ -95,21 +104,12 @@ def test_queries_are_captions_pictures_and_their_sums() -> None:
     assert held_out_queries([], encode) == {}
 
 
-def test_a_measurement_is_kept_and_a_broken_file_is_measured_again(tmp_path: Path) -> None:
-    assert load_measurement(tmp_path) is None
+def test_a_measurement_is_kept_and_a_broken_one_is_measured_again() -> None:
+    assert read_measurement(None) is None
     found = measure(coarse(16), QUERIES, target=0.5)
-    save_measurement(tmp_path, found)
-    assert load_measurement(tmp_path) == found
+    assert read_measurement(written(found)) == found
     for broken in ("{", "[]", '{"items": 3}'):
-        (tmp_path / "recall.json").write_text(broken)
-        assert load_measurement(tmp_path) is None
-
-
-def test_a_collection_is_looked_after_by_one_at_a_time(tmp_path: Path) -> None:
-    with only_one(tmp_path) as first, only_one(tmp_path) as second:
-        assert (first, second) == (True, False)
-    with only_one(tmp_path) as again:
-        assert again
+        assert read_measurement(broken) is None
 
 
 def test_a_collection_is_measured_when_it_grows_and_not_while_it_is_small(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.support import drawn_samples, tiny_bundle, write_dataset
-from tests.vlm.train.test_train import tree
+from tests.vlm.train.runs import tree
 
 
 def vlm(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -24,6 +24,7 @@ from vlm.train.checkpoint import open_writer
 from vlm.train.config import TorchEngineConfig, TrainConfig
 from vlm.train.engine import TorchEngine
 from vlm.train.objective import global_loss
+from vlm.train.places import FolderPlace
 
 BATCH, DIM, CONTEXT = 16, 16, 12
 
@@ -103,7 +104,7 @@ def test_a_checkpoint_takes_the_bytes_of_the_formula(
         parameter.grad = torch.zeros_like(parameter)
     made.step(None)
     state = made.model.state_dict()
-    with open_writer(tmp_path, keep=1, facts={}, world=World()) as writer:
+    with open_writer(FolderPlace(tmp_path), keep=1, facts={}, world=World()) as writer:
         writer.save(1, made.state(), ema=state if ema else None, memory={})
         writer.finish()
     (folder,) = tmp_path.iterdir()
@@ -164,6 +165,7 @@ def test_search_and_serving_grow_as_they_must() -> None:
     vectors, codes = formulas.search_bytes(10**9, 512)
     assert vectors == 2_048 * 10**9
     assert codes == 80 * 10**9
+    assert formulas.milvus_bytes(10**9, 512) == 4_608 * 10**9
     assert formulas.scan_seconds(2e9, bandwidth=1e11) == pytest.approx(0.02)
     assert formulas.replicas(100, each=10, utilisation=0.5) == 20
     assert formulas.replicas(0.1, each=10) == 1
@@ -177,3 +179,10 @@ def test_every_plan_prints_a_table(verb: str) -> None:
     done = CliRunner().invoke(app, ["scale", verb], env={"COLUMNS": "200"})
     assert done.exit_code == 0
     assert {"train": "1024", "search": "10,000,000,000", "serve": "10,000"}[verb] in done.output
+    # SCALE.md shows the same rows.
+    page = (Path(__file__).parents[3] / "k8s/SCALE.md").read_text()
+    _, _, block = page.partition(f"```\nvlm scale {verb}")
+    shown = [line.split() for line in block.partition("```")[0].splitlines()[2:]]
+    printed = [line.replace("│", " ").split() for line in done.output.splitlines() if "│" in line]
+    assert shown
+    assert shown == printed

@@ -250,7 +250,7 @@ def test_sequential_reading_of_a_url_gives_the_samples_of_the_folder(
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("ftp://host/data", "ftp://host/data: not a folder or a URL that can be read"),
+        ("ftp://host/data", "ftp://host/data: not a folder or a URL that can be used"),
         ("pipe:cat x", "no store|not a folder"),
         ("https://user:secret@host/data", "credentials in a URL end up in logs"),
         ("https://host/data?X-Amz-Signature=secret", "credentials in a URL end up in logs"),

@@ -8,6 +8,7 @@ import torch
 
 from tests.support import drawn_samples, train_stream, write_dataset
 from vlm.data.captions import CaptionConfig, choose_caption
+from vlm.data.labels import label_ids
 from vlm.data.manifest import Manifest, build_manifest
 from vlm.data.reader import Reader
 from vlm.data.samples import Sample
@@ -94,6 +95,20 @@ def test_without_a_group_field_every_sample_is_alone(manifest: Manifest) -> None
 def test_a_missing_group_field_names_those_there_are(manifest: Manifest) -> None:
     with pytest.raises(DataError, match="'colour' is not in its .json, which has concept, style"):
         list(stream(manifest, group_field="colour").batches(0, 1))
+
+
+def test_labels_are_ids_that_are_alike_wherever_the_labels_are(manifest: Manifest) -> None:
+    (batch,) = stream(manifest, label_field="concept", max_labels=2).batches(0, 1)
+    assert batch.label_ids is not None
+    assert batch.label_ids[:, 1].tolist() == [-1] * len(batch.images)  # a drawing has one concept
+    assert torch.equal(batch.label_ids[:, 0], batch.group_ids)
+    sample = Sample(key="k", image=b"", text="", metadata={"tags": ["a", "b", "a", "c"]})
+    found = label_ids(sample, "tags", most=4)
+    assert len(set(found)) == 4
+    assert (min(found[:3]) > 0, found[3]) == (True, -1)
+    assert label_ids(sample, "tags", most=2) == found[:2]
+    with pytest.raises(DataError, match="'k': data.stream.label_field='hue' is to be a label or a"):
+        label_ids(sample, "hue", most=2)
 
 
 def test_an_undecodable_image_names_shard_and_key(tmp_path: Path) -> None:

@@ -8,12 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+from typer.testing import CliRunner
 
+from tests.vlm.train.runs import tree
+from vlm.cli.main import app
 from vlm.cli.train import RESUME_ME
-from vlm.distributed import launch
+from vlm.distributed import launch, ranks_to_start
 
 WORKER = """
 import os, signal, sys, time
@@ -106,3 +110,28 @@ def test_a_signalled_node_lets_its_ranks_save_and_asks_to_be_resumed(
 def environment() -> dict[str, str]:
     root = str(Path(__file__).parents[3])
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+
+
+def test_training_alone_starts_a_rank_for_each_device_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    def replace_process(path: str, arguments: list[str]) -> None:
+        started.append(arguments[1:])
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execv", replace_process)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tree(tmp_path)))
+    CliRunner().invoke(app, ["train", str(path), "seed=1", "--resume"])
+    CliRunner().invoke(app, ["train", str(path), "--processes", "2"])
+    launch = "-m vlm.distributed.launch --standalone --nproc-per-node"
+    assert [" ".join(each) for each in started] == [
+        f"{launch} 4 -m vlm train {path} seed=1 --resume", f"{launch} 2 -m vlm train {path}"
+    ]  # fmt: skip
+    assert ranks_to_start(1) == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert ranks_to_start(8) == ranks_to_start(None) == 1

@@ -29,7 +29,7 @@ from vlm.evaluation.caption_scores import bleu, cider, words_of
 from vlm.evaluation.clustering import k_means, v_measure
 from vlm.evaluation.probes import fit_linear_probe, sinkhorn
 from vlm.evaluation.tasks import RetrievalResult, RetrievalTask, ZeroShotResult
-from vlm.evaluation.tasks.mixed import ndcg
+from vlm.evaluation.tasks.ndcg import ndcg
 from vlm.inference import class_embeddings
 
 

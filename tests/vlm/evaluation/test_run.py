@@ -42,6 +42,7 @@ TASKS: list[dict[str, Any]] = [
      "methods": ["prototypes", "linear_probe", "opta"]},
     {"type": "arithmetic", "data": "t", "changes": [["circle", "square"]]},
     {"type": "mixed_retrieval", "data": "t", "group_field": "concept"},
+    {"type": "corrected_retrieval", "data": "t", "group_field": "concept", "bank": 8},
 ]  # fmt: skip
 
 
@@ -202,6 +203,7 @@ def test_a_report_of_one_kind_of_task_is_whole(
         "zero_shot": "Zero-shot", "retrieval": "Retrieval", "geometry": "Geometry",
         "few_shot": "Few-shot", "arithmetic": "Image plus words",
         "mixed_retrieval": "Images and texts",
+        "corrected_retrieval": "Text to image, corrected",
     }  # fmt: skip
     page = (tmp_path / "report.html").read_text()
     for kind, heading in headings.items():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from tests.support import unit_rows
 from tests.vlm.evaluation.fakes import context, embedded, fake_subject
@@ -11,9 +12,11 @@ from vlm.evaluation.probes import aligned_prototypes, standardised
 from vlm.evaluation.tasks import (
     ArithmeticTask,
     CaptioningTask,
+    CorrectedTask,
     FewShotTask,
     GeometryTask,
     MixedTask,
+    ZeroShotTask,
 )
 from vlm.evaluation.tasks.arithmetic import word_changes
 from vlm.evaluation.tasks.few_shot import Method
@@ -60,6 +63,14 @@ def test_examples_may_come_from_another_dataset_and_too_few_are_told() -> None:
         alone.measure(context(d=data))
 
 
+def test_prompts_that_do_not_name_the_class_are_refused() -> None:
+    """Bug: they were taken as they were, and every class got the same row."""
+    for prompts, wrong in ((["{}", "a photo"], "'a photo' is the same for every"), ([], "is none")):
+        with pytest.raises(ValidationError, match=f"{wrong}.*write {{}} where the name"):
+            ZeroShotTask(data="d", prompts=prompts)
+    assert ZeroShotTask(data="d", prompts=["{tags}"]).prompts == ["{tags}"]
+
+
 def test_transport_moves_a_prototype_that_is_off_to_the_queries_of_its_class() -> None:
     centres = standardised(unit_rows(3, 16))
     queries = standardised(centres.repeat_interleave(5, dim=0) + 0.1 * unit_rows(15, 16, seed=1))
@@ -86,6 +97,7 @@ def test_a_gap_hides_the_other_modality_and_centring_brings_it_back() -> None:
     found = outcome.result
     assert found.ndcg10 < 0.05
     assert found.ndcg10_centred > 0.95
+    assert found.gain == pytest.approx(found.ndcg10_centred - found.ndcg10)
     assert found.other_modality == 0
     assert abs(found.other_modality_centred - found.other_modality_even) < 0.15
     assert (found.means, found.gallery) == ("dataset", 60)
@@ -95,6 +107,23 @@ def test_a_gap_hides_the_other_modality_and_centring_brings_it_back() -> None:
     known = MixedTask(data="d").measure(context(fake_subject(means=means), d=data)).result
     assert known.means == "bundle"
     assert known.ndcg10_centred == pytest.approx(found.ndcg10_centred, abs=0.02)
+
+
+def test_an_image_near_to_every_caption_comes_first_until_hubs_count_less() -> None:
+    rows, shared = unit_rows(60, 12), torch.zeros(60, 13).double()
+    shared[:, -1] = 1.5
+    rows = torch.cat([rows, torch.zeros(60, 1).double()], dim=1)
+    images, texts = rows.clone(), F.normalize(rows + shared, dim=1)
+    images[0] = shared[0]
+    task = CorrectedTask(data="d", bank=20)
+    result = task.measure(context(d=embedded(images, [f"t{i}" for i in range(60)], texts))).result
+    assert (result.bank, result.queries, result.gallery) == (20, 40, 60)
+    assert result.recall1 < 0.05
+    assert result.ndcg10_without_hubs > result.recall1_without_hubs > 0.9
+    assert result.recall1_centred > 0.9
+    assert result.gain_without_hubs == pytest.approx(result.ndcg10_without_hubs - result.ndcg10)
+    alone = CorrectedTask(data="d").measure(context(d=embedded(images[1:2], ["t"], texts[1:2])))
+    assert (alone.result.bank, alone.result.recall1_without_hubs) == (0, 1)
 
 
 def test_a_change_in_words_moves_an_image_to_the_changed_one() -> None:

@@ -257,6 +257,21 @@ def test_a_weight_schedule_that_does_not_rise_is_refused() -> None:
         term({"type": "alignment", "weight": {"at": [0.5, 0.5], "value": [1.0, 3.0]}})
 
 
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"type": "clip", "weight": float("nan")}, "finite number"),
+        ({"type": "clip", "weight": {"at": [0, 1], "value": [1, float("inf")]}}, "finite number"),
+        ({"type": "clip", "weight": {"at": [0, 200], "value": [0, 1]}}, "less than or equal to 1"),
+        ({"type": "uniformity", "t": float("inf")}, "finite number"),
+        ({"type": "isogclr", "lowest_temperature": 0.5}, "init_temperature=0.01 lies under"),
+    ],
+)
+def test_numbers_that_no_run_could_use_are_refused(tree: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        term(tree)
+
+
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dcl", "alignment", "uniformity",
                                   "cross_uniformity", "centroid_uniformity", "cyclip", "soft_clip",
                                   "distillation"])  # fmt: skip

@@ -33,6 +33,7 @@ def features() -> Features:
         teacher_image=unit_rows(8, 9, seed=2).float(),
         teacher_text=unit_rows(8, 9, seed=3).float(),
         teacher_logit_scale=torch.tensor([20.0]),
+        label_ids=torch.arange(16).reshape(8, 2) // 3,
         captions=CaptionSum(loss=torch.tensor(50.0), tokens=torch.tensor(24.0)),
     )
 

@@ -1,5 +1,7 @@
 """Soft targets and distillation against whole matrices, and against open_clip's distillation."""
 
+import dataclasses
+
 import open_clip.loss
 import pytest
 import torch
@@ -13,6 +15,9 @@ from tests.vlm.losses.test_tiled import saved_bytes
 from vlm.losses import SoftTarget, clip_loss, soft_target_loss
 from vlm.losses.averages import softmax_average
 from vlm.losses.pairs import Pairs, negative_pairs
+from vlm.losses.soft import multi_hot
+from vlm.losses.soft_terms import SoftClipTerm
+from vlm.types import Features
 
 TEACHER_SCALE = torch.tensor([9.0], dtype=torch.float64)
 
@@ -110,6 +115,29 @@ def test_multi_hot_labels_share_the_target_by_their_overlap() -> None:
         F.kl_div(way.log_softmax(dim=1), p, reduction="batchmean") for way in (logits, logits.T)
     )
     assert_close(found, torch.as_tensor(expected) / 2)
+
+
+def test_label_sets_are_compared_by_their_cosine_and_no_label_is_like_itself_alone() -> None:
+    ids = torch.tensor([[7, 5], [5, 9], [-1, -1], [7, -1], [-1, -1]])
+    rows = multi_hot(ids)
+    half = 0.5**0.5
+    expected = torch.eye(5)
+    expected[0, 1] = expected[1, 0] = 0.5
+    expected[0, 3] = expected[3, 0] = half
+    assert_close(rows @ rows.T, expected)
+    given = Features(
+        image=unit_rows(5, 6), text=unit_rows(5, 6, seed=1), logit_scale=SCALE, logit_bias=None,
+        group_ids=torch.arange(5), label_ids=ids,
+    )  # fmt: skip
+    term = SoftClipTerm(similarity="labels", temperature=0.1, soft_fraction=0.4)
+    wide = rows.double()
+    labels = SoftTarget(rows=wide, columns=wide, scale=torch.full_like(SCALE, 10.0))
+    found = soft_target_loss(
+        given.image, given.text, SCALE, for_images=labels, for_texts=labels, soft_fraction=0.4
+    )
+    assert_close(term.compute(given)[0], found)
+    with pytest.raises(ValueError, match="similarity=labels needs label_ids, and there are none"):
+        term.compute(dataclasses.replace(given, label_ids=None))
 
 
 @pytest.mark.usefixtures("tile")

@@ -13,13 +13,14 @@ from tests.distributed import run_ranks
 from tests.support import TINY_MODEL, tiny_bundle, write_dataset
 from vlm.config import validate_config
 from vlm.distributed import World
-from vlm.errors import BundleError, DataError
+from vlm.errors import BundleError, CheckpointError, DataError
 from vlm.inference import load_bundle, save_bundle
 from vlm.models import DualEncoder, DualEncoderConfig
 from vlm.preprocess import ImageConfig, TokenizerConfig
 from vlm.train import TrainConfig, train
 from vlm.train.derive import load_origin
 from vlm.train.refine import RefineConfig, refine
+from vlm.train.signals import Stop
 from vlm.train.soup import average_states, make_soup
 
 
@@ -85,6 +86,8 @@ def test_refining_brings_raw_features_nearer_and_is_the_same_again(tmp_path: Pat
         refine(tmp_path / "bundle", tmp_path / "shards", tmp_path / out, config, say=said.append)
         for out in ("one", "two")
     ]
+    assert found[0] is not None
+    assert found[1] is not None
     assert found[0].fingerprint == found[1].fingerprint != info.fingerprint
     assert found[0].provenance["refined_from"] == info.fingerprint
     assert found[0].provenance["steps"] == 6
@@ -101,6 +104,36 @@ def test_refining_brings_raw_features_nearer_and_is_the_same_again(tmp_path: Pat
         refine(tmp_path / "gone", tmp_path / "shards", tmp_path / "taken", config)
     with pytest.raises(BundleError, match="taken: exists and is not a bundle"):
         make_soup([tmp_path / "gone"] * 2, tmp_path / "taken", alpha=None, shards=[])
+
+
+def test_refining_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "shards", 40)
+    tiny_bundle(tmp_path / "bundle")
+    config = RefineConfig(batch=16, epochs=3, lr=1e-3, log_every=1)
+    model, shards, said = tmp_path / "bundle", tmp_path / "shards", list[str]()
+    straight = refine(model, shards, tmp_path / "straight", config)
+    stop = Stop()
+
+    def stop_at_three(line: str) -> None:
+        said.append(line)
+        stop.requested = line.startswith("step 3/6")
+
+    out = tmp_path / "stopped"
+    assert refine(model, shards, out, config, say=stop_at_three, stop=stop) is None
+    assert not out.exists()
+    other = config.model_copy(update={"lr": 2e-3})
+    with pytest.raises(CheckpointError, match="unfinished work with another settings"):
+        refine(model, shards, out, other)
+    resumed = refine(model, shards, out, config, say=said.append)
+    assert said[3] == "going on after step 3/6"
+    assert len(said) == 7
+    assert straight is not None
+    assert resumed is not None
+    assert resumed.fingerprint == straight.fingerprint
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    (tmp_path / ".torn.refining.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"damaged .* remove it to start"):
+        refine(model, shards, tmp_path / "torn", config)
 
 
 def train_sharded(world: World, tree: dict[str, Any]) -> None:
@@ -131,6 +164,7 @@ def test_checkpoints_in_several_shards_are_averaged_and_refined(tmp_path: Path) 
         if tensor.is_floating_point():
             assert torch.allclose(tensor, (parts[0][name] + parts[1][name]) / 2, atol=1e-6), name
     refined = refine(first, tmp_path / "shards", tmp_path / "refined", RefineConfig(batch=16))
+    assert refined is not None
     assert refined.provenance["refined_from"] == load_origin(first).bundle.info.fingerprint
 
 

@@ -37,7 +37,9 @@ def test_a_sound_run_is_described_and_nothing_of_it_is_left_behind(tmp_path: Pat
         tmp_path, optim={"type": "adamw"}, global_batch=24, micro_batch=6, ema_decay=0.9
     )
     found = findings(config, tmp_path, world_size=2, price_per_hour=3600.0)
-    assert {finding.verdict for finding in found.values() if finding.check != "loader"} == {"ok"}
+    of_this_machine = ("loader", "host")
+    others = [finding for finding in found.values() if finding.check not in of_this_machine]
+    assert {finding.verdict for finding in others} == {"ok"}
     assert found["data"].text == (
         "48 samples; 24 a step = 2 ranks x 2 micro-batches x 6; 6 steps, 3 epochs"
     )

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tests.distributed import run_ranks
 from tests.support import write_dataset
-from tests.vlm.train.test_train import configured, records, run, tree
+from tests.vlm.train.runs import configured, records, run, tree
 from vlm.config import validate_config
 from vlm.distributed import World
 from vlm.errors import ConfigError

@@ -10,7 +10,7 @@ import pytest
 
 from tests.distributed import run_ranks
 from tests.support import write_dataset
-from tests.vlm.train.test_train import (
+from tests.vlm.train.runs import (
     assert_same_weights,
     configured,
     quiet,

@@ -179,7 +179,7 @@ def _column(
             return name
     message = (
         f"{path}: no {what} column, looked for {', '.join(candidates)}; the table has "
-        f"{', '.join(names)}. Name it with --{what}-column"
+        f"{', '.join(names)}. Name it: {what}_column, on the command line --{what}-column"
     )
     raise DataError(message)
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from vlm.evaluation.tasks.arithmetic import ArithmeticResult, ArithmeticTask
 from vlm.evaluation.tasks.base import Context, Outcome, TaskResult
 from vlm.evaluation.tasks.captioning import CaptioningResult, CaptioningTask
+from vlm.evaluation.tasks.corrected import CorrectedResult, CorrectedTask
 from vlm.evaluation.tasks.few_shot import FewShotResult, FewShotTask
 from vlm.evaluation.tasks.geometry import GeometryResult, GeometryTask, measure_geometry
 from vlm.evaluation.tasks.mixed import MixedResult, MixedTask
@@ -19,6 +20,8 @@ __all__ = [
     "CaptioningResult",
     "CaptioningTask",
     "Context",
+    "CorrectedResult",
+    "CorrectedTask",
     "FewShotResult",
     "FewShotTask",
     "GeometryResult",
@@ -45,6 +48,7 @@ Task = Annotated[
     | FewShotTask
     | ArithmeticTask
     | CaptioningTask
+    | CorrectedTask
     | MixedTask
     | GeometryTask,
     Field(discriminator="type"),
@@ -55,6 +59,7 @@ Result = Annotated[
     | FewShotResult
     | ArithmeticResult
     | CaptioningResult
+    | CorrectedResult
     | MixedResult
     | GeometryResult,
     Field(discriminator="type"),

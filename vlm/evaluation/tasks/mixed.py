@@ -1,21 +1,18 @@
 """Search in one gallery of images and texts together, where a modality gap does its harm."""
 
-from typing import Final, Literal
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
 from pydantic import Field
-from torch import Tensor
 
 from vlm.evaluation.bootstrap import Scores
 from vlm.evaluation.exact import exact_mean
 from vlm.evaluation.ranks import top_matches
 from vlm.evaluation.tasks.base import Context, Outcome, TaskConfig, TaskResult
 from vlm.evaluation.tasks.centring import Origin, centred, means_for
+from vlm.evaluation.tasks.ndcg import FIRST, ndcg, sizes
 
-__all__ = ["MixedResult", "MixedTask", "ndcg"]
-
-_FIRST: Final = 10
+__all__ = ["MixedResult", "MixedTask"]
 
 
 class MixedResult(TaskResult):
@@ -24,6 +21,8 @@ class MixedResult(TaskResult):
     type: Literal["mixed_retrieval"] = "mixed_retrieval"
     ndcg10: float = Field(ge=0, le=1)
     ndcg10_centred: float = Field(ge=0, le=1)
+    gain: float = Field(ge=-1, le=1)
+    """Mean of what centring adds to the NDCG of a query."""
     other_modality: float = Field(ge=0, le=1)
     """Share of the first 10 found that are not of the query's own modality."""
     other_modality_centred: float = Field(ge=0, le=1)
@@ -68,19 +67,22 @@ class MixedTask(TaskConfig):
         }.items():
             gallery = torch.where(is_image[:, None], images, texts)
             queries = torch.where(is_image[:, None], texts, images)
-            top = top_matches(queries, gallery, _FIRST, context.world)
-            found[name] = ndcg(groups[top] == groups[:, None], _sizes(groups))
+            top = top_matches(queries, gallery, FIRST, context.world)
+            found[name] = ndcg(groups[top] == groups[:, None], sizes(groups))
             # A query of a sample in the gallery as an image is a text.
             others[name] = (is_image[top] == is_image[:, None]).double().mean(dim=1)
         scores = {
-            f"ndcg10{name}": Scores(values=values, clusters=groups)
-            for name, values in found.items()
+            figure: Scores(values=values, clusters=groups)
+            for figure, values in (
+                ("ndcg10", found[""]),
+                ("ndcg10_centred", found["_centred"]),
+                ("gain", found["_centred"] - found[""]),
+            )
         }
         share = is_image.double().mean()
         result = MixedResult(
             data=self.data,
-            ndcg10=exact_mean(found[""]),
-            ndcg10_centred=exact_mean(found["_centred"]),
+            **{figure: exact_mean(score.values) for figure, score in scores.items()},
             other_modality=exact_mean(others[""]),
             other_modality_centred=exact_mean(others["_centred"]),
             other_modality_even=float(share * share + (1 - share) * (1 - share)),
@@ -89,25 +91,3 @@ class MixedTask(TaskConfig):
             gallery=len(groups),
         )
         return Outcome(result=result, scores=scores)
-
-
-def ndcg(relevant: Tensor, num_relevant: Int64[Tensor, " query"]) -> Float[Tensor, " query"]:
-    """Normalised discounted cumulative gain of each query, with gains 0 and 1.
-
-    Args:
-        relevant: Whether the item at each place, best first, is a right answer; [query place].
-        num_relevant: How many right answers there are in all.
-
-    Source: DCG with the discount 1 / log2(place + 1), over that of the best order (Järvelin &
-        Kekäläinen 2002).
-    """
-    places = relevant.shape[1]
-    discounts = 1 / torch.log2(torch.arange(places, dtype=torch.float64) + 2)
-    best = torch.cat([torch.zeros(1, dtype=torch.float64), discounts.cumsum(dim=0)])
-    return (relevant.double() * discounts).sum(dim=1) / best[num_relevant.clamp(max=places)]
-
-
-def _sizes(groups: Int64[Tensor, " sample"]) -> Int64[Tensor, " sample"]:
-    """How many samples each sample's group has."""
-    _, inverse, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    return counts[inverse]

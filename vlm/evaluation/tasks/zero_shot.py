@@ -1,10 +1,10 @@
 """Zero-shot classification: accuracy, calibration, and which classes are taken for which."""
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from vlm.config import Config
@@ -78,6 +78,17 @@ class ZeroShotTask(TaskConfig):
     prompts: TemplateSet | list[str] | None = None
     """A set by name, or prompts in which `{}` is the name of a class, `{tags}` the tags of its
     first sample. None: the dataset's own, or else `{}`."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _name_the_class(cls, prompts: TemplateSet | list[str] | None) -> Any:
+        if isinstance(prompts, list):
+            same = [p for p in prompts if "{}" not in p and "{tags}" not in p]
+            if same or not prompts:
+                what = f"{same[0]!r} is the same for every class" if same else "there is none"
+                message = f"{what}; write {{}} where the name of the class goes"
+                raise ValueError(message)
+        return prompts
 
     def measure(self, context: Context) -> Outcome[ZeroShotResult]:
         """Embed the prompts and classify.

@@ -1,0 +1,107 @@
+"""Collections of the embedded store, each in a folder.
+
+    INDEX/                           the collection `default`
+    INDEX-collections/NAME/          every other one
+    INDEX-collections/aliases.json   names that stand for a collection; `default` may be one
+
+The file of aliases is replaced as a whole: a switch is seen by the next request, and those that
+have begun end with the collection they began with.
+"""
+
+import json
+import re
+import shutil
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final
+
+from serving.stores.catalog import DEFAULT, Known, only_one
+from serving.stores.embedded import EmbeddedStore, read_collection_info
+
+__all__ = ["FolderCatalog"]
+
+_ALIASES: Final = "aliases.json"
+_NOTE: Final = "recall.json"
+_LOCK: Final = ".measuring"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+class FolderCatalog:
+    """A `Catalog` of folders.
+
+    Args:
+        index: The default collection.
+        collections: Where all others are; none: `INDEX-collections`, beside it.
+    """
+
+    def __init__(self, index: Path, collections: Path | None = None) -> None:
+        self._index = index
+        self._root = collections or index.with_name(f"{index.name}-collections")
+
+    def names(self) -> list[str]:
+        folders = self._root.iterdir() if self._root.is_dir() else ()
+        found = [
+            path.name
+            for path in folders
+            if _NAME.fullmatch(path.name) and read_collection_info(path) is not None
+        ]
+        if read_collection_info(self._index) is not None:
+            found.append(DEFAULT)
+        return sorted(found)
+
+    def aliases(self) -> dict[str, str]:
+        try:
+            text = (self._root / _ALIASES).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return {}
+        found: dict[str, str] = json.loads(text)
+        return found
+
+    def find(self, asked: str) -> Known | None:
+        name = self.aliases().get(asked, asked)
+        if not _NAME.fullmatch(name):
+            return None
+        info = read_collection_info(self._folder(name))
+        if info is None:
+            return None
+        try:
+            note = (self._folder(name) / _NOTE).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            note = None
+        return Known(name=name, info=info, note=note)
+
+    def open(self, name: str, *, fingerprint: str, dim: int) -> EmbeddedStore:
+        return EmbeddedStore(self._folder(name), fingerprint=fingerprint, dim=dim)
+
+    def drop(self, name: str) -> None:
+        # The name is gone at once, what lay there afterwards.
+        folder = self._folder(name)
+        grave = folder.with_name(f".{folder.name}.removed")
+        shutil.rmtree(grave, ignore_errors=True)
+        folder.replace(grave)
+        shutil.rmtree(grave, ignore_errors=True)
+
+    def point(self, alias: str, name: str) -> None:
+        changed = {**self.aliases(), alias: name}
+        if alias == name:
+            del changed[alias]
+        self._root.mkdir(parents=True, exist_ok=True)
+        _replace(self._root / _ALIASES, json.dumps(dict(sorted(changed.items())), indent=1))
+
+    def note(self, name: str, text: str) -> None:
+        _replace(self._folder(name) / _NOTE, text)
+
+    def alone(self, name: str) -> AbstractContextManager[bool]:
+        return only_one(self._folder(name) / _LOCK)
+
+    def describe(self, name: str) -> str:
+        return str(self._folder(name))
+
+    def _folder(self, name: str) -> Path:
+        return self._index if name == DEFAULT else self._root / name
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,62 @@
+"""From a run folder to a bundle."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import write_dataset
+from tests.vlm.train.runs import (
+    configured,
+    final_weights,
+    quiet,
+    run,
+)
+from vlm.errors import CheckpointError
+from vlm.evaluation import embed_shards
+from vlm.inference import Encoder, load_bundle
+from vlm.train.export import export_run, load_run
+
+
+@pytest.fixture(autouse=True)
+def _dataset(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "shards", 64)
+
+
+def test_an_exported_run_is_a_bundle_with_means_metrics_and_provenance(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    run(config)
+    fingerprint = load_run(config.run_folder).info.fingerprint
+    evaluation = {"model": {"fingerprint": fingerprint}, "results": {"zero_shot/t": {"top1": 0.5}}}
+    (config.run_folder / "evaluation.json").write_text(json.dumps(evaluation))
+    info = export_run(config.run_folder, tmp_path / "bundle", console=quiet())
+    assert info.fingerprint == fingerprint
+    assert info.metrics == {"zero_shot/t": {"top1": 0.5}}
+    assert info.provenance["samples_seen"] == 144
+    assert info.provenance["config"]["optim"]["type"] == "lion"
+    assert info.modality_means is not None
+    assert info.modality_means.num_pairs == 64
+    encoder = Encoder(load_bundle(tmp_path / "bundle"))
+    data = embed_shards(encoder, tmp_path / "shards")
+    assert info.modality_means.text == pytest.approx(data.texts.mean(0).tolist(), abs=1e-6)
+
+
+def test_metrics_of_other_weights_are_left_out(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    run(config)
+    (config.run_folder / "evaluation.json").write_text('{"model": {"fingerprint": "0"}}')
+    assert export_run(config.run_folder, tmp_path / "b", console=quiet()).metrics == {}
+
+
+def test_the_average_of_weights_is_what_is_exported(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    run(config)
+    exported = load_run(config.run_folder).model.state_dict()
+    average = final_weights(config, "ema")
+    assert all(torch.equal(exported[key], average[key]) for key in average)
+
+
+def test_a_folder_without_checkpoint_says_to_train(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint here; train it first"):
+        load_run(tmp_path)
