@@ -49,7 +49,13 @@ from tests.bench.serve_servers import (
 )
 from vlm.cli.bench_load import Tally, image_bodies, load, pace, text_bodies
 from vlm.inference import Encoder, load_bundle
-from vlm.inference.runtimes import default_cache, export_runtime, fastest_runtime, gated_runtime
+from vlm.inference.runtimes import (
+    RuntimeName,
+    default_cache,
+    export_runtime,
+    fastest_runtime,
+    gated_runtime,
+)
 from vlm.preprocess import decode_image
 
 CONCURRENCY: Final = (1, 8, 32)
@@ -94,7 +100,9 @@ def measured_runtimes(work: Path) -> list[dict[str, Any]]:
     return [figures.model_dump(exclude={"conditions"}) for figures in choice.figures]
 
 
-def rates(arguments: argparse.Namespace, names: list[str], tree: dict[str, Any]) -> dict[str, Any]:
+def rates(
+    arguments: argparse.Namespace, names: list[RuntimeName], tree: dict[str, Any]
+) -> dict[str, Any]:
     """All servers in turns, in every round, at every concurrency, for both modalities."""
     bundle = arguments.work / "bundle"
     commands = {PLAIN: plain_command(bundle)}
@@ -158,7 +166,9 @@ def _row(url: str, text: str, modality: str) -> list[float]:
     return row
 
 
-def bare(arguments: argparse.Namespace, names: list[str], tree: dict[str, Any]) -> dict[str, Any]:
+def bare(
+    arguments: argparse.Namespace, names: list[RuntimeName], tree: dict[str, Any]
+) -> dict[str, Any]:
     """What a loop over batches of 32 in this process does a second, and what of it HTTP leaves.
 
     `model`: the forward pass alone. `files`: decoding, resizing or tokenizing too, one thread.
@@ -175,7 +185,7 @@ def bare(arguments: argparse.Namespace, names: list[str], tree: dict[str, Any]) 
             run = encoder.encode_pixels if modality == "images" else encoder.encode_token_ids
             model = _per_second(partial(run, ready), arguments.seconds)
             files = _per_second(
-                lambda m=modality, i=inputs, e=encoder, r=run: r(_prepared(e, m, i)),
+                partial(_whole, run, encoder, modality, inputs),
                 arguments.seconds,
             )
             figures = {"model": model, "files": files}
@@ -196,6 +206,12 @@ def _prepared(encoder: Encoder, modality: str, inputs: list[str]) -> np.ndarray:
     return np.stack([encoder.prepare_image(decode_image(file)) for file in files])
 
 
+def _whole(
+    run: Callable[[np.ndarray], Any], encoder: Encoder, modality: str, inputs: list[str]
+) -> Any:
+    return run(_prepared(encoder, modality, inputs))
+
+
 def _per_second(run: Callable[[], Any], seconds: float) -> float:
     run()
     count, begin = 0, time.perf_counter()
@@ -205,7 +221,9 @@ def _per_second(run: Callable[[], Any], seconds: float) -> float:
     return round(count / (time.perf_counter() - begin), 1)
 
 
-def half(arguments: argparse.Namespace, names: list[str], tree: dict[str, Any]) -> dict[str, Any]:
+def half(
+    arguments: argparse.Namespace, names: list[RuntimeName], tree: dict[str, Any]
+) -> dict[str, Any]:
     """Latencies of ours at half of its capacity."""
     found: dict[str, Any] = {}
     for name in names[1:]:
@@ -225,7 +243,7 @@ def half(arguments: argparse.Namespace, names: list[str], tree: dict[str, Any]) 
 
 
 def overload(
-    arguments: argparse.Namespace, names: list[str], tree: dict[str, Any]
+    arguments: argparse.Namespace, names: list[RuntimeName], tree: dict[str, Any]
 ) -> dict[str, Any]:
     """Ten times the capacity: what is accepted is answered, what is not is told so at once.
 

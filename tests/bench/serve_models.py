@@ -55,14 +55,15 @@ def save_fitted(folder: Path) -> None:
     open_clip_config = config.open_clip_config(image_size=224, context_length=77)
     model = DualEncoder(open_clip_config).eval()
     image, tokenizer = ImageConfig(), TokenizerConfig()
+    towers: Any = model  # torch types what a module holds as Tensor | Module
     pairs = drawn_calibration(image)
     targets = torch.linalg.qr(torch.randn(512, len(pairs.texts)))[0].T  # [pair dim]
     with torch.no_grad():
         for projection, rows in (
-            (model.image.proj, _image_rows(model, pairs.pixel_batches(batch=_BATCH), image)),
+            (towers.image.proj, _image_rows(towers, pairs.pixel_batches(batch=_BATCH), image)),
             (
-                model.text.text_projection,
-                _text_rows(model, pairs.token_ids(tokenizer, batch=_BATCH)),
+                towers.text.text_projection,
+                _text_rows(towers, pairs.token_ids(tokenizer, batch=_BATCH)),
             ),
         ):
             projection.copy_(_fitted(rows, targets))
@@ -72,7 +73,7 @@ def save_fitted(folder: Path) -> None:
     )  # fmt: skip
 
 
-def _image_rows(model: DualEncoder, batches: list[Any], config: ImageConfig) -> Tensor:
+def _image_rows(model: Any, batches: list[Any], config: ImageConfig) -> Tensor:
     """What the image projection reads; [pair width]."""
     model.image.proj.copy_(torch.eye(768)[:, :512])
     seen: list[Tensor] = []
@@ -83,7 +84,7 @@ def _image_rows(model: DualEncoder, batches: list[Any], config: ImageConfig) -> 
     return torch.cat([out[:, 0] if out.ndim == 3 else out for out in seen])
 
 
-def _text_rows(model: DualEncoder, batches: list[Any]) -> Tensor:
+def _text_rows(model: Any, batches: list[Any]) -> Tensor:
     """What the text projection reads: the state at each text's end; [pair width]."""
     seen: list[Tensor] = []
     hook = model.text.ln_final.register_forward_hook(lambda _m, _i, out: seen.append(out))
@@ -109,7 +110,8 @@ def _fitted(rows: Tensor, targets: Tensor) -> Tensor:
 def save_transformers(bundle: Path, folder: Path) -> None:
     """Write the bundle's model as a folder that `transformers.CLIPModel` opens."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = load_bundle(bundle).model.open_clip_state()
+    model: Any = load_bundle(bundle).model
+    weights = model.open_clip_state()
     save_file(renamed(weights), folder / "model.safetensors", metadata={"format": "pt"})
     shared = {"intermediate_size": 3072, "hidden_act": "gelu", "layer_norm_eps": 1e-5}
     config = {

@@ -68,7 +68,7 @@ def test_the_server_finds_its_settings_bundle_and_collection_on_its_volumes(
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     assert settings.runtimes is not None
     for path, writable in ((settings.bundle, False), (settings.index, True)):
-        (mount,) = [m for p, m in mounts.items() if Path(p) in path.parents]
+        (mount,) = [m for p, m in mounts.items() if Path(p) in Path(path).parents]
         assert mount.get("readOnly", False) is not writable
     assert settings.runtimes.parent == Path("/tmp")
     (fetch,) = spec["initContainers"]
