@@ -63,8 +63,8 @@ def test_a_job_is_read_as_it_was_rendered(tmp_path: Path, runner: str) -> None:
 def test_whatever_disagrees_is_said_with_what_to_change(tmp_path: Path) -> None:
     config = load_config(TrainConfig, RUN, ["data.shards=s3://bucket/shards", "optim.lr=0.001"])
     pods = rendered(
-        tmp_path / "train", ["loss.0.label_smoothing=0.1"], nodes=2, ranks_per_node=2, gpus_per_node=0,
-        memory="4Gi", save_seconds=30, runs="4Gi",
+        tmp_path / "train", ["loss.0.label_smoothing=0.1"], nodes=2, ranks_per_node=2,
+        gpus_per_node=0, memory="4Gi", save_seconds=30, runs="4Gi",
     )  # fmt: skip
     found = {f.check: f for f in check_pods(pods, config, world_size=8)}
     assert "2 nodes x 2 ranks = 4, and --world-size is 8" in found["pods: ranks"].text
