@@ -56,7 +56,7 @@ serve: $(RUN)/index/.complete ## the page and the API of the demo at http://127.
 # One process a core, each with one thread: files are dealt out whole, so that a server or a trained
 # model is made once for the tests that share it.
 test: .venv/.installed-dev browser build/kinds ## the whole test suite, with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 check: .venv/.installed-dev ## format, lint, types, and the floors of the house
 	$(BIN)/ruff format --check .

@@ -115,7 +115,7 @@ def table(records: list[dict[str, Any]]) -> str:
     ]
     for objective, runs in ranked:
         cells = [_cell([run[column] for run in runs], COLUMNS[column]) for column in COLUMNS]
-        lines.append(f"| `{objective}` | {len(runs)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {objective} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

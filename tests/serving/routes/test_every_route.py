@@ -74,6 +74,7 @@ def test_the_openapi_document_resolves_and_names_every_route(client: TestClient)
         "/v1/collections",
         "/v1/collections/{name}",
         "/v1/collections/{name}/alias",
+        "/v1/collections/{name}/map",
         "/v1/collections/{name}/measure",
         "/v1/embeddings",
         "/v1/items",

@@ -63,13 +63,13 @@ def test_a_job_is_read_as_it_was_rendered(tmp_path: Path, runner: str) -> None:
 def test_whatever_disagrees_is_said_with_what_to_change(tmp_path: Path) -> None:
     config = load_config(TrainConfig, RUN, ["data.shards=s3://bucket/shards", "optim.lr=0.001"])
     pods = rendered(
-        tmp_path / "train", ["loss.0.type=siglip"], nodes=2, ranks_per_node=2, gpus_per_node=0,
-        memory="4Gi", save_seconds=30, runs="4Gi",
+        tmp_path / "train", ["loss.0.label_smoothing=0.1"], nodes=2, ranks_per_node=2,
+        gpus_per_node=0, memory="4Gi", save_seconds=30, runs="4Gi",
     )  # fmt: skip
     found = {f.check: f for f in check_pods(pods, config, world_size=8)}
     assert "2 nodes x 2 ranks = 4, and --world-size is 8" in found["pods: ranks"].text
     assert "optim.lr=0.0001 in the pods, 0.001 here" in found["pods: configuration"].text
-    assert "loss.0.type=siglip in the pods, clip here" in found["pods: configuration"].text
+    assert "loss.0.label_smoothing=0.1 in the pods, 0.0 here" in found["pods: configuration"].text
     assert "shards" not in found["pods: configuration"].text  # paths may differ
     found |= sizes(pods, config, bytes_per_second=2**26)
     assert {f.verdict for f in found.values()} == {"problem"}

@@ -20,7 +20,7 @@ from vlm.data.stream import StreamConfig, TrainStream
 from vlm.data.write import write_shards
 from vlm.distributed import World, gather_rows
 
-STEPS = 400
+STEPS = 160
 RUN_LENGTH = 4
 
 
@@ -107,7 +107,7 @@ def test_kill_and_resume_on_four_then_two_then_three_ranks_repeats_the_undisturb
     for number, (size, threads) in enumerate([(4, 1), (2, 3), (3, 2)]):
         log = tmp_path / f"log-{number}.jsonl"
         last = number == 2
-        kill_after = None if last else int(generator.integers(20, 120))
+        kill_after = None if last else int(generator.integers(20, 60))
         run_until(folder, log, size=size, start=start, threads=threads, kill_after=kill_after)
         entries = [json.loads(line) for line in lines(log)]
         assert entries[0]["step"] == start

@@ -111,7 +111,7 @@ def loss_of(
     return global_loss(
         output, groups, terms, progress=0.5, world=world, sample_ids=ids, memory=memory,
         teacher=None if name == "coca" else dual.teacher(world, counts), captions=captions,
-        counts=counts,
+        counts=counts, label_ids=dual.LABEL_IDS[dual.own_rows(world, counts)],
     )  # fmt: skip
 
 

@@ -1,22 +1,24 @@
 """W ranks on their parts of B samples, equal or not, give what one process gives on B."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from open_clip.loss import ClipLoss, SigLipLoss
 from pydantic import TypeAdapter
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from tests.distributed import run_ranks
 from tests.support import TINY_MODEL, unit_rows
-from vlm.distributed import World, any_rank, gather_counts, gather_rows
+from vlm.distributed import World, any_rank, gather_counts, gather_rows, sum_over_ranks
+from vlm.errors import DataError
 from vlm.losses import LossTerm
 from vlm.models import DualEncoder, DualEncoderConfig
 from vlm.train.memory import LossMemory
-from vlm.train.objective import global_loss
-from vlm.types import DualEncoderOutput
+from vlm.train.objective import Objective, global_loss
+from vlm.types import Batch, DualEncoderOutput
 
 LOSSES: dict[str, list[dict[str, Any]]] = {
     "clip": [{"type": "clip"}],
@@ -27,6 +29,7 @@ LOSSES: dict[str, list[dict[str, Any]]] = {
     "dcl": [{"type": "dcl", "weight_sigma": 0.5}],
     "cyclip": [{"type": "clip"}, {"type": "cyclip"}],
     "soft": [{"type": "soft_clip", "similarity": "own"}, {"type": "distillation", "weight": 2}],
+    "labels": [{"type": "soft_clip", "similarity": "labels"}],
     "masked": [{"type": "clip", "false_negatives": {"by": "either", "cosine": 0.3}}],
     "sogclr": [{"type": "sogclr", "gamma": 0.4}],
     "isogclr": [{"type": "isogclr", "gamma": 0.4, "init_temperature": 0.1}],
@@ -37,6 +40,7 @@ LOSSES: dict[str, list[dict[str, Any]]] = {
 }  # fmt: skip
 BATCH = 12
 SAMPLE_IDS = torch.arange(BATCH) * 7919 - 30_000
+LABEL_IDS = torch.tensor([[row % 5, row // 4 + 3, -1] for row in range(BATCH)])
 
 
 def build() -> DualEncoder:
@@ -81,7 +85,7 @@ def step(
         more: dict[str, Any] = {
             "progress": 0.5, "world": world, "counts": counts, "sample_ids": SAMPLE_IDS[own],
             "memory": LossMemory(terms, SAMPLE_IDS.numpy(), world),
-            "teacher": teacher(world, counts),
+            "teacher": teacher(world, counts), "label_ids": LABEL_IDS[own],
         }  # fmt: skip
         with torch.no_grad():  # a step before, so that there is something to remember
             first = build()(images[own].flip(3), token_ids[own].roll(1, 1))
@@ -97,19 +101,48 @@ def step(
 
 
 def steps(world: World, splits: list[Sequence[int] | None]) -> list[Any]:
+    compare_with_open_clip(world)
     return [step(world, list(LOSSES), counts) for counts in splits]
+
+
+def compare_with_open_clip(world: World) -> None:
+    """Our loss of all ranks, and the mean over ranks of theirs, each with its gradients."""
+    own = slice(world.rank * 3, world.rank * 3 + 3)
+    rows = [unit_rows(3 * world.size, 6, seed=seed)[own] for seed in (1, 2)]
+    theirs: dict[str, Callable[..., torch.Tensor]] = {
+        "clip": ClipLoss(
+            local_loss=True, gather_with_grad=True, rank=world.rank, world_size=world.size
+        ),
+        "siglip": SigLipLoss(rank=world.rank, world_size=world.size),
+    }
+    for kind, their_loss in theirs.items():
+        scalars = [torch.tensor([value], dtype=torch.float64) for value in (14.3, -3.0)]
+        leaves = [leaf.clone().requires_grad_() for leaf in (*rows, *scalars)]
+        image, text, scale, bias = leaves
+        output = DualEncoderOutput(image=image, text=text, logit_scale=scale, logit_bias=bias)
+        groups = torch.arange(own.start, own.stop)
+        term = TypeAdapter(LossTerm).validate_python({"type": kind})
+        ours = global_loss(output, groups, [term], progress=0.0, world=world).total
+        gradients = torch.autograd.grad(ours, leaves)
+        local = their_loss(image, text, scale, *([bias] if kind == "siglip" else []))
+        found = torch.autograd.grad(local, leaves, allow_unused=True, materialize_grads=True)
+        assert_close(ours, sum_over_ranks(local, world) / world.size, rtol=1e-9, atol=0)
+        for mine, their in zip(gradients, found, strict=True):
+            shared = mine.shape == (1,)  # of scale and bias, data parallelism takes the mean
+            pair = (sum_over_ranks(g, world) if shared else g for g in (mine, their))
+            assert_close(*pair, rtol=1e-6, atol=1e-12)
 
 
 SPLITS: dict[int, list[Sequence[int] | None]] = {
     2: [None, (7, 5)],
-    3: [(3, 8, 1), (5, 5, 2)],  # one row has no negative of its own on its rank
+    3: [(3, 8, 1)],  # one row has no negative of its own on its rank
     4: [None],
 }
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("size", SPLITS)
-def test_ranks_together_equal_one_process(size: int) -> None:
+def test_ranks_together_equal_one_process_and_open_clips_distributed_losses(size: int) -> None:
     expected = step(World(), list(LOSSES))
     for splits in run_ranks(size, steps, SPLITS[size]):
         for found in splits:
@@ -157,6 +190,20 @@ def test_statistics_have_gap_and_scale() -> None:
     gap = (output.image.mean(0) - output.text.mean(0)).norm()
     assert_close(statistics["modality_gap"], gap.detach())
     assert float(statistics["logit_scale"]) == pytest.approx(1 / 0.07, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dcl", "gap"])
+def test_a_step_whose_samples_are_all_of_one_group_says_what_puts_them_together(name: str) -> None:
+    images, token_ids, groups = inputs()
+    terms = [TypeAdapter(LossTerm).validate_python(tree) for tree in LOSSES[name]]
+    memory = LossMemory(terms, SAMPLE_IDS.numpy(), World())
+    objective = Objective(terms, memory=memory, teacher=None, world=World())
+    batch = Batch(images=images.byte(), token_ids=token_ids, sample_ids=SAMPLE_IDS,
+                  group_ids=torch.zeros_like(groups))  # fmt: skip
+    output = DualEncoderOutput(image=unit_rows(BATCH, 5), text=unit_rows(BATCH, 5, seed=1),
+                               logit_scale=torch.ones(1))  # fmt: skip
+    with pytest.raises(DataError, match=r"12 rows, all of one group. data.stream.group_field puts"):
+        objective(output, batch, progress=0.0)
 
 
 def test_several_views_give_the_mean_of_the_losses_of_each() -> None:
