@@ -141,6 +141,7 @@ def _ask(
     key: str | None,
 ) -> None:
     """Threads that take the next moment, wait for it, and ask; None: at once."""
+    _address(url)  # said here, where somebody hears it, and not in a thread
     numbered, lock = zip(itertools.count(), moments, strict=False), threading.Lock()
     failures: list[str] = []
 
