@@ -97,11 +97,10 @@ bench-durability: .venv/.installed-dev ## kill the writer of a collection 100 ti
 	@$(BIN)/python -m tests.serving.writing 10000
 
 # infinity-emb wants older libraries, so it has an environment of its own. Some ten minutes in all.
-bench-serve: .venv/.installed-dev ## our server against a plain one and infinity-emb, same weights and client, as JSON
-	@test -x build/infinity/bin/infinity_emb || { \
-		$(PYTHON) -m venv --clear build/infinity \
-		&& build/infinity/bin/python -m pip install --quiet --disable-pip-version-check -r tests/bench/infinity.txt; }
-	@OMP_NUM_THREADS=2 $(BIN)/python -m tests.bench.bench_serve --out build/bench-serve.json --infinity build/infinity/bin/python
+# INFINITY=PYTHON names an environment of tests/bench/infinity.txt: it does not start with those yet.
+bench-serve: .venv/.installed-dev ## our server against a plain one, same weights and client, as JSON
+	@mkdir -p build
+	@OMP_NUM_THREADS=2 $(BIN)/python -m tests.bench.bench_serve --out build/bench-serve.json $(if $(INFINITY),--infinity $(INFINITY))
 
 bench-evaluate: .venv/.installed-dev ## retrieval of 100,000 among 100,000, exact, both ways: time and peak memory, as JSON
 	@mkdir -p build

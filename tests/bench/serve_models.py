@@ -94,8 +94,12 @@ def _text_rows(model: Any, batches: list[Any]) -> Tensor:
         model.encode_text(ids)
         ends.append(ids.argmax(dim=1))
     hook.remove()
+    # The tower may pick the state before it normalises it, or after.
     return torch.cat(
-        [out[torch.arange(len(end)), end] for out, end in zip(seen, ends, strict=True)]
+        [
+            out[torch.arange(len(end)), end] if out.ndim == 3 else out
+            for out, end in zip(seen, ends, strict=True)
+        ]
     )
 
 

@@ -103,6 +103,9 @@ def our_command(bundle: Path, runtime: str, *settings: str) -> list[str]:
 
 def serve_plain(bundle: str) -> None:
     """What people write first."""
+    from vlm.torchvision_shim import install
+
+    install()  # this process knows nothing else of ours
     import fastapi
     import open_clip
     import uvicorn
