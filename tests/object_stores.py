@@ -48,6 +48,16 @@ def s3_server() -> Iterator[str]:
         process.wait()
 
 
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """What a process must find in its environment to reach that server."""
+    return {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+    }
+
+
 class FaultyProxy(ThreadingHTTPServer):
     """Passes requests on, and spoils a share of the GET answers by turns of kind.
 

@@ -90,7 +90,7 @@ def test_the_checks_refuse_what_a_cluster_would() -> None:
         validate(deployment)
 
 
-@pytest.mark.skipif(not PACKAGES.is_dir(), reason="`make install-dev` puts the models there")
+@pytest.mark.skipif(not PACKAGES.is_dir(), reason="`make build/kinds` puts the models there")
 def test_fields_that_other_projects_kinds_do_not_have_are_found() -> None:
     service = copy.deepcopy(only(rendered("serve-kserve"), KSERVE))
     service["spec"]["predictor"]["autoScaling"] = {"metrics": [{"tipe": "Resource"}]}

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from serving.app import create_app
 from serving.settings import ServingSettings, load_settings
-from tests.object_stores import s3_server
+from tests.object_stores import s3_environment, s3_server
 from tests.serving.wire import problem
 from tests.support import tiny_bundle
 from vlm.errors import StoreError
@@ -28,12 +28,7 @@ def test_a_server_takes_its_models_from_an_s3_prefix(
         bundle=f"{URL}/first", models=URL, bundle_cache=tmp_path / "cache", index=tmp_path / "index"
     )
     with s3_server() as endpoint:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": endpoint,
-        }.items():
+        for name, value in s3_environment(endpoint).items():
             monkeypatch.setenv(name, value)
         s3 = boto3.client("s3", endpoint_url=endpoint)
         s3.create_bucket(Bucket="models")

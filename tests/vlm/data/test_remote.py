@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.object_stores import FaultyProxy, RangeServer, running, s3_server
+from tests.object_stores import FaultyProxy, RangeServer, running, s3_environment, s3_server
 from tests.support import STREAM_BATCH, train_stream, write_dataset
 from vlm.cli.main import app
 from vlm.data.check import check_remote_shards
@@ -52,10 +52,8 @@ def bucket(
 ) -> str:
     """The dataset, uploaded; credentials and endpoint are where users have them."""
     name = f"bucket-{abs(hash(request.node.nodeid))}"
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for variable, value in s3_environment(endpoint).items():
+        monkeypatch.setenv(variable, value)
     boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=name)
     store = obstore.store.from_url(f"s3://{name}/sets/drawn", client_options={"allow_http": True})
     for path in folder.iterdir():

@@ -5,7 +5,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.object_stores import s3_server
+from tests.object_stores import s3_environment, s3_server
 from tests.support import tiny_bundle
 from vlm.errors import BundleError, StoreError
 from vlm.inference import fetch_bundle, load_bundle, push_bundle
@@ -16,12 +16,7 @@ def test_a_bundle_returns_from_an_s3_store_and_loads(
 ) -> None:
     info = tiny_bundle(tmp_path / "bundle")
     with s3_server() as endpoint:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": endpoint,
-        }.items():
+        for name, value in s3_environment(endpoint).items():
             monkeypatch.setenv(name, value)
         boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="models")
         push_bundle(tmp_path / "bundle", "s3://models/bundles/tiny")

@@ -11,7 +11,7 @@ import boto3
 import pytest
 
 from tests.distributed import run_ranks
-from tests.object_stores import s3_server
+from tests.object_stores import s3_environment, s3_server
 from tests.support import write_dataset
 from tests.vlm.train.runs import configured, final_weights, records, run, train_on_ranks
 from vlm.errors import CheckpointError, ConfigError, DataError
@@ -30,10 +30,8 @@ def endpoint() -> Iterator[str]:
 @pytest.fixture
 def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     write_dataset(tmp_path / "shards", 64)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for name, value in s3_environment(endpoint).items():
+        monkeypatch.setenv(name, value)
     resource = boto3.resource("s3", endpoint_url=endpoint)
     return resource.create_bucket(Bucket=f"b-{tmp_path.name.replace('_', '-').lower()[:40]}")
 
