@@ -1,8 +1,8 @@
 "use strict";
 
 // One page, no build step: talks to its own server alone. This is searching, and what all sections
-// share; what is added to a search (parts, filters, pages) is in question.js, the other sections in
-// playground.js, map.js and health.js.
+// share; what is added to a search (parts, filters, pages) is in question.js, where it looks in
+// collection.js, the other sections in playground.js, map.js and health.js.
 
 const byId = (id) => document.getElementById(id);
 const LIMIT = 24;
@@ -74,7 +74,7 @@ const search = latest(async (signal, body, description) => {
 function searchByText(text) {
   const query = text.trim();
   showQueryImage(null);
-  history.replaceState(null, "", query ? `?q=${encodeURIComponent(query)}` : "/");
+  history.replaceState(null, "", addressOf(query));
   if (query) search({ text: query, limit: LIMIT }, `“${query}”`);
   else if (isArranged()) search({ limit: LIMIT }, "");
 }

@@ -5,7 +5,9 @@
 const PLOT = { width: 640, height: 300, left: 62, right: 104, top: 14, bottom: 44 };
 
 async function showHealth() {
-  const found = await read("/v1/collections/default");
+  const asked = collection;
+  const found = await read(`/v1/collections/${encodeURIComponent(collection)}`);
+  if (asked !== collection) return; // another one was chosen meanwhile
   byId("health-facts").replaceChildren(
     ...Object.entries({
       items: found.items.toLocaleString("en"),
@@ -15,10 +17,11 @@ async function showHealth() {
     }).flatMap(factElements),
   );
   const measured = found.measurement;
-  byId("health-note").textContent = measured
+  const note = measured
     ? `Share of the 10 nearest found, of ${measured.items.toLocaleString("en")} items; the target is ` +
       `${measured.target}${measured.meets_target ? "" : ", which is not reached"}. In bold: what is used.`
     : "Every search compares all items, so nothing is missed.";
+  say(byId("health-note"), note);
   byId("health-curve").hidden = !measured;
   byId("health-plot").toggleAttribute("hidden", !measured);
   if (measured) {
@@ -101,4 +104,4 @@ function axes(points, times, x, y, lowest) {
   return [...marks, ...ends, shape("text", middle, "time of a search")];
 }
 
-showHealth().catch(() => {});
+showHealth().catch(() => {}); // a search tells what is wrong

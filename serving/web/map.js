@@ -12,7 +12,7 @@ async function drawMap(event) {
   const status = byId("map-status");
   say(status, "Looking…");
   try {
-    map = await read("/v1/collections/default/map");
+    map = await read(`/v1/collections/${encodeURIComponent(collection)}/map`);
   } catch (error) {
     return say(status, error.message, true);
   }
@@ -22,6 +22,14 @@ async function drawMap(event) {
   if (!map.points.length) return say(status, "Nothing is stored yet.");
   makeMarks();
   showView();
+}
+
+/** It showed another collection. */
+function forgetMap() {
+  map = null;
+  for (const id of ["map-drawn", "map-details"]) byId(id).hidden = true;
+  byId("map-views").disabled = true;
+  say(byId("map-status"), "");
 }
 
 function makeMarks() {

@@ -16,8 +16,8 @@ function isArranged() {
 function asked({ text, image, id, ...body }) {
   const first = text ? { text } : image ? { image } : id ? { id } : null;
   const filter = Object.fromEntries(filters.map(({ key, condition }) => [key, condition]));
-  if (!parts.length) return { ...(first || {}), ...body, filter };
-  return { ...body, filter, parts: [...(first ? [first] : []), ...parts.map(({ part }) => part)] };
+  if (!parts.length) return { ...(first || {}), ...body, collection, filter };
+  return { ...body, collection, filter, parts: [...(first ? [first] : []), ...parts.map(({ part }) => part)] };
 }
 
 function asNamed(description) {
@@ -32,6 +32,18 @@ function askAgain() {
   if (text || image || id) search(question, named);
   else if (parts.length) search({ limit: LIMIT }, "");
   else say(byId("status"), "Describe what you look for, or use a picture.");
+}
+
+/** Items of one collection mean nothing in another: what names them is left out of the question. */
+function leaveItems() {
+  const kept = parts.filter(({ part }) => !part.id);
+  parts.splice(0, parts.length, ...kept);
+  if (question?.id) {
+    question = null;
+    named = "";
+    showQueryImage(null);
+  }
+  showChips();
 }
 
 /* ---- parts ---- */

@@ -111,6 +111,42 @@ def test_labels_are_kept_as_a_set_and_chosen_again(page: Page, server: Server) -
     expect(page.locator("#few-shot")).to_be_visible()
 
 
+def test_another_collection_is_chosen_searched_and_judged(page: Page, server: Server) -> None:
+    expect(page.locator("#collection-chooser")).to_be_hidden()  # there is one
+    images = {name: data_url(encoded(drawing(name, "square"))) for name in ("red", "blue")}
+    items = [{"id": f"only-{name}", "image": image} for name, image in images.items()]
+    server.client.put("/v1/collections/other").raise_for_status()
+    written = server.client.post("/v1/items?collection=other", json={"items": items})
+    written.raise_for_status()
+    try:
+        page.reload()
+        page.get_by_role("button", name="Add to the search: a yellow circle").click()
+        page.get_by_label("In the collection").select_option("other")
+        expect(page.locator("#results li")).to_have_count(2)
+        expect(page.locator("#added")).to_be_hidden()  # the circle is none of this collection
+        assert sorted(names(page)) == ["only-blue", "only-red"]
+        page.wait_for_load_state("networkidle")
+        loaded = "images => images.every(i => i.complete && i.naturalWidth > 0)"
+        assert page.locator("#results img").evaluate_all(loaded)
+        expect(page.locator("#health-facts dd").first).to_have_text("2")
+        page.get_by_role("button", name="Draw the map").click()
+        expect(page.locator("#map-status")).to_contain_text("2 items")
+        assert page.url.endswith("/?q=red%20apple&collection=other")
+        page.reload()
+        expect(page.get_by_label("In the collection")).to_have_value("other")
+        expect(page.locator("#results li")).to_have_count(2)
+        page.locator(".hit").first.click()
+        expect(page.locator("#status")).to_contain_text("the picture")
+        page.get_by_label("In the collection").select_option("default")
+        expect(page.locator("#results li")).to_have_count(0)  # it is none of this collection
+        page.fill("#query", "a red circle")
+        expect(page.locator("#results li")).to_have_count(16)
+        expect(page.locator("#health-facts dd").first).to_have_text("16")
+        assert violations(page) == []
+    finally:
+        server.client.delete("/v1/collections/other").raise_for_status()
+
+
 def test_the_map_shows_both_kinds_as_stored_and_centred(page: Page) -> None:
     page.get_by_role("button", name="Draw the map").click()
     expect(page.locator("#map-status")).to_contain_text("16 pictures and 16 texts of 16 items")
