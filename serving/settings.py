@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vlm.config import Config, load_config
+from vlm.files import is_url
 
 __all__ = [
     "ApiKey",
@@ -26,7 +27,7 @@ CONFIG_VARIABLE: Final = "VLM_SERVING_CONFIG"
 
 
 def _place(value: Path | str) -> Path | str:
-    return Path(value) if isinstance(value, str) and "://" not in value else value
+    return Path(value) if isinstance(value, str) and not is_url(value) else value
 
 
 Scope = Literal["read", "write", "admin"]

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and which locations are none."""
 
 import hashlib
 import os
@@ -7,7 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["file_sha256", "open_whole", "write_text_whole"]
+__all__ = ["file_sha256", "is_url", "open_whole", "write_text_whole"]
+
+
+def is_url(location: str) -> bool:
+    """Whether a location is an address, not a path of this machine."""
+    return "://" in location
 
 
 def file_sha256(path: Path) -> str:

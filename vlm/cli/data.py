@@ -16,7 +16,7 @@ from vlm.cli.data_stats import describe_dataset
 from vlm.cli.data_write import write
 from vlm.cli.progress import StageProgress, counted, terminated_as_interrupted
 from vlm.errors import DataError
-from vlm.files import write_text_whole
+from vlm.files import is_url, write_text_whole
 
 if TYPE_CHECKING:
     from vlm.data.check import Damage
@@ -123,7 +123,6 @@ def check(
     """Read and decode every sample, and say what is damaged; with --repair keep what is good."""
     from vlm.data.check import check_remote_shards, check_shards  # noqa: PLC0415 - numpy
     from vlm.data.location import local_folder  # noqa: PLC0415 - with it
-    from vlm.data.remote import is_url  # noqa: PLC0415 - with it
     from vlm.preprocess import DEFAULT_MAX_PIXELS, decode_image  # noqa: PLC0415 - torch
 
     what = "shards are repaired where they are local; repair that folder and upload it again"

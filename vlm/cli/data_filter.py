@@ -11,6 +11,7 @@ from rich.table import Table
 
 from vlm.cli.progress import StageProgress, terminated_as_interrupted
 from vlm.config import load_config
+from vlm.files import is_url
 
 __all__ = ["filter_dataset"]
 
@@ -35,7 +36,6 @@ def filter_dataset(
 ) -> None:
     """Judge every sample by rules, and write which rows are kept; the shards stay as they are."""
     from vlm.data.filter import FilterConfig, build_filter  # noqa: PLC0415 - numpy
-    from vlm.data.remote import is_url  # noqa: PLC0415 - with it
     from vlm.preprocess import DEFAULT_MAX_PIXELS, decode_picture  # noqa: PLC0415 - torch
 
     settings = load_config(FilterConfig, config, overrides or [])

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from vlm.cli.progress import counted, terminated_as_interrupted
 from vlm.cli.train import RESUME_ME
 from vlm.errors import DataError
+from vlm.files import is_url
 
 if TYPE_CHECKING:
     from vlm.data.sources.protocol import SampleSource
@@ -108,7 +109,6 @@ def _open_source(
     location: str, image_column: str | None, caption_column: str | None, scratch: Path
 ) -> "SampleSource":
     from vlm.data.manifest import holds_shards  # noqa: PLC0415 - with it
-    from vlm.data.remote import is_url  # noqa: PLC0415 - with it
     from vlm.data.sources.folder import open_folder  # noqa: PLC0415 - numpy
     from vlm.data.sources.shards import ShardsSource  # noqa: PLC0415 - with it
     from vlm.data.sources.table import TABLE_SUFFIXES, open_table  # noqa: PLC0415 - pyarrow

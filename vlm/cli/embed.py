@@ -9,6 +9,7 @@ from vlm.cli.asking import Bundle, Key, KeyFile, Server, client_of
 from vlm.cli.embed_dataset import embed_dataset
 from vlm.cli.embed_items import embed_items
 from vlm.errors import ConfigError
+from vlm.files import is_url
 
 __all__ = ["embed"]
 
@@ -47,7 +48,7 @@ def embed(
     if not named and not texts:
         message = "nothing to embed: name a dataset or image files, or --text 'a red apple'"
         raise ConfigError(message)
-    datasets = [name for name in named if "://" in name or Path(name).is_dir()]
+    datasets = [name for name in named if is_url(name) or Path(name).is_dir()]
     if not datasets:
         client = None if server is None else client_of(server, key, key_file)
         embed_items([Path(name) for name in named], texts, out, bundle=bundle, client=client)

@@ -17,7 +17,7 @@ from vlm.cli.k8s_serving import render_serving
 from vlm.cli.k8s_values import ClusterValues, TrainValues
 from vlm.config import load_config
 from vlm.errors import ConfigError
-from vlm.files import write_text_whole
+from vlm.files import is_url, write_text_whole
 
 if TYPE_CHECKING:
     from vlm.train import TrainConfig
@@ -112,7 +112,7 @@ def _check(training: "TrainConfig", train: TrainValues) -> None:
             f"{train.ranks_per_node} ranks; choose a multiple of {train.ranks}, or other nodes"
         )
         raise ConfigError(message)
-    paths = [source.shards for source in training.data.all_sources if "://" not in source.shards]
+    paths = [source.shards for source in training.data.all_sources if not is_url(source.shards)]
     if training.teacher is not None:
         paths.append(str(training.teacher.bundle))
     lost = [path for path in paths if not path.startswith(tuple(f"{m}/" for m in _MOUNTS))]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlm.cli.k8s_read import Pods
 from vlm.config import validate_config
 from vlm.errors import ConfigError
+from vlm.files import is_url
 
 if TYPE_CHECKING:
     from vlm.train import TrainConfig
@@ -182,7 +183,7 @@ def _volumes(pods: Pods, config: "TrainConfig", needed: int | float) -> Iterator
             yield _finding("pods: volume", "problem", text, advice, figures)
         else:
             yield _finding("pods: volume", "ok", text, figures=figures)
-    remote = any("://" in source.shards for source in config.data.all_sources)
+    remote = any(is_url(source.shards) for source in config.data.all_sources)
     if pods.cache is not None and remote and config.data.remote.cache_bytes > pods.cache:
         yield _problem(
             "pods: cache",

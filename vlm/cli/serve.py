@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from vlm.files import is_url
+
 __all__ = ["bundle_folder", "serve"]
 
 
@@ -35,9 +37,7 @@ def serve(
 
     folder = bundle_folder(bundle)
     info = read_bundle_info(folder)
-    home = (
-        Path("runs") / bundle.rstrip("/").rsplit("/", 1)[-1] if "://" in bundle else folder.parent
-    )
+    home = Path("runs") / bundle.rstrip("/").rsplit("/", 1)[-1] if is_url(bundle) else folder.parent
     settings = load_settings(
         [
             f"bundle={folder}",
@@ -69,7 +69,7 @@ def bundle_folder(source: str) -> Path:
         open_clip_name,
     )
 
-    if "://" in source:
+    if is_url(source):
         return cached_bundle(source, Path("~/.cache/vlm/bundles").expanduser())
     if not is_open_clip_source(source):
         return Path(source)

@@ -12,7 +12,8 @@ from vlm.data.filter import open_filter
 from vlm.data.location import open_location
 from vlm.data.plan import usual_run_length
 from vlm.data.reader import Reader
-from vlm.data.remote import RemoteConfig, fetch_filter, is_url
+from vlm.data.remote import RemoteConfig, fetch_filter
+from vlm.files import is_url
 
 __all__ = ["SourceConfig", "StageConfig", "open_reader"]
 

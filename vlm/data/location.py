@@ -6,9 +6,10 @@ from pathlib import Path
 from vlm.data.manifest import Manifest, open_manifest
 from vlm.data.plan import usual_run_length
 from vlm.data.reader import Reader
-from vlm.data.remote import RemoteConfig, is_url, open_remote
+from vlm.data.remote import RemoteConfig, open_remote
 from vlm.data.shards import LocalShards, ShardBytes
 from vlm.errors import DataError
+from vlm.files import is_url
 
 __all__ = ["job_reader", "local_folder", "open_location"]
 

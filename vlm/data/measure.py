@@ -21,9 +21,9 @@ from vlm.data.filter_rules import (
 from vlm.data.location import job_reader
 from vlm.data.ngrams import caption_ngrams, caption_words
 from vlm.data.reader import BadSampleError, Reader
-from vlm.data.remote import is_url
 from vlm.data.samples import Sample
 from vlm.errors import DataError
+from vlm.files import is_url
 
 __all__ = ["FACTS_DTYPE", "Decode", "Measured", "ShardJob", "measure_files", "measure_shard"]
 

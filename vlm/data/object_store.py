@@ -36,7 +36,6 @@ __all__ = [
     "ObjectStore",
     "RemoteConfig",
     "check_url",
-    "is_url",
 ]
 
 URL_SCHEMES: Final = ("s3", "gs", "az", "http", "https")
@@ -284,11 +283,6 @@ class ObjectStore:
             self.traffic.requests += 1
             self.traffic.failures += failures
             self.traffic.bytes += size
-
-
-def is_url(location: str) -> bool:
-    """Whether a dataset's location is remote."""
-    return "://" in location
 
 
 def check_url(url: str, *, schemes: Sequence[str] = URL_SCHEMES) -> None:

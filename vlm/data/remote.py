@@ -18,13 +18,12 @@ from vlm.data.object_store import (
     ObjectStore,
     RemoteConfig,
     check_url,
-    is_url,
 )
 from vlm.data.shards import Stretch
 from vlm.errors import DataError
 from vlm.files import open_whole
 
-__all__ = ["RemoteConfig", "RemoteShards", "fetch_filter", "fetch_shard", "is_url", "open_remote"]
+__all__ = ["RemoteConfig", "RemoteShards", "fetch_filter", "fetch_shard", "open_remote"]
 
 
 class RemoteShards:

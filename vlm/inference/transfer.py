@@ -20,6 +20,7 @@ from obstore.store import ObjectStore
 
 from vlm.data.cache import locked
 from vlm.errors import BundleError, StoreError
+from vlm.files import is_url
 from vlm.inference.bundle import BundleInfo, bundle_files, read_bundle_info, verify_bundle
 
 __all__ = ["cached_bundle", "fetch_bundle", "push_bundle", "stored_bundles"]
@@ -153,7 +154,7 @@ def _expected(info: BundleInfo, fingerprint: str | None, where: str) -> BundleIn
 
 
 def _open(url: str) -> ObjectStore:
-    if "://" not in url:
+    if not is_url(url):
         return obstore.store.LocalStore(Path(url).absolute(), mkdir=True)
     try:
         return obstore.store.from_url(

@@ -11,10 +11,11 @@ from vlm.data.location import open_location
 from vlm.data.manifest import Manifest
 from vlm.data.plan import usual_run_length
 from vlm.data.reader import Reader
-from vlm.data.remote import RemoteConfig, is_url
+from vlm.data.remote import RemoteConfig
 from vlm.data.samples import Sample
 from vlm.data.sources.protocol import BadSample
 from vlm.errors import DataError
+from vlm.files import is_url
 
 __all__ = ["ShardsSource"]
 
