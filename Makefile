@@ -94,6 +94,7 @@ bench-search: .venv/.installed-dev ## recall, latency and cost of search against
 
 bench-durability: .venv/.installed-dev ## kill the writer of a collection 100 times; search while 10,000 items are written
 	@$(BIN)/python -m tests.serving.durability 100
+	@$(BIN)/python -m tests.serving.durability 100 milvus
 	@$(BIN)/python -m tests.serving.writing 10000
 
 # infinity-emb wants older libraries, so it has an environment of its own. Some ten minutes in all.

@@ -9,7 +9,7 @@ from tests.serving.durability import searches_while_written, survives
 def test_no_acknowledged_step_is_lost_and_none_is_half_done_when_the_writer_is_killed(
     tmp_path: Path,
 ) -> None:
-    assert survives(tmp_path, 4) > 4
+    assert survives(str(tmp_path), 4) > 4
 
 
 def test_no_search_fails_while_items_are_written_indexed_and_moved(tmp_path: Path) -> None:

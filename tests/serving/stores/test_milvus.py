@@ -13,6 +13,7 @@ from serving.stores import Effort, Item, parse_filter
 from serving.stores.milvus import MilvusStore
 from serving.stores.milvus_cluster import MilvusCluster, MilvusOptions
 from tests.milvus_server import MilvusServer, install, milvus_server
+from tests.serving.durability import survives
 from tests.serving.stores.samples import DIM, FINGERPRINT, items, open_embedded
 
 # How long a killed server is thought to be alive, and the next one waits: 30 s as it comes.
@@ -99,6 +100,12 @@ def test_collections_of_other_models_and_of_others_are_refused(
         ServingError, match="foreign: a collection of the cluster that this program"
     ):
         opened(cluster, "foreign")
+
+
+def test_nothing_acknowledged_is_lost_and_none_half_done_when_the_writer_is_killed(
+    milvus: MilvusServer,
+) -> None:
+    assert survives(milvus.uri, 2, longest=1.5) > 2
 
 
 def test_what_was_acknowledged_before_the_server_is_killed_is_there_and_searches_go_on(
