@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=0.95)
     parser.add_argument("--seconds", type=float, default=10, help="of the test with two clients")
     parser.add_argument("--faiss", type=Path, default=Path("build/faiss"))
+    parser.add_argument("--only", choices=ENGINES, action="append", help="these engines alone")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -63,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_vectors(folder, options.items, options.gap)
-        engines = {each: in_process(each, folder, options) for each in ENGINES}
+        engines = {each: in_process(each, folder, options) for each in options.only or ENGINES}
     report = {
         "items": options.items, "dim": DIM, "gap": options.gap, "target": options.target,
         "limit": LIMIT, "queries_of_each_kind": QUERIES, "cores": os.cpu_count(),

@@ -3,6 +3,7 @@
 All in one start of the ranks, since that is what costs time.
 """
 
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -16,11 +17,11 @@ from tests.distributed import run_ranks
 from tests.support import write_dataset
 from tests.vlm.train.runs import configured, final_weights, records, run, tree
 from vlm.config import validate_config
-from vlm.distributed import World
+from vlm.distributed import World, barrier
 from vlm.errors import ConfigError
 from vlm.train import TrainConfig, train
 from vlm.train.checkpoint import Checkpoint, latest_checkpoint
-from vlm.train.places import checkpoint_place
+from vlm.train.places import INFO, checkpoint_place
 
 # AdamW with a large eps: like plain gradient descent, it does not turn rounding into signs.
 ADAMW = {"type": "adamw", "lr": 2e-2, "eps": 1e-2, "weight_decay": 0.1}
@@ -35,7 +36,10 @@ WHOLE: dict[str, dict[str, Any]] = {
 }
 
 
-def train_all(world: World, runs: list[dict[str, Any]]) -> None:
+def train_all(
+    world: World, runs: list[dict[str, Any]], resumed: list[dict[str, Any]] | None = None
+) -> None:
+    """Train each; the resumed ones lose their last checkpoint then, and make it once more."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     # What inductor makes of a graph takes minutes; that the model is one is what is ours.
@@ -46,8 +50,17 @@ def train_all(world: World, runs: list[dict[str, Any]]) -> None:
 
     torch.nn.Module.compile = compile_eagerly  # type: ignore[method-assign,assignment] # in this process
     for settings in runs:
-        config = validate_config(TrainConfig, settings, source="test")
-        train(config, world=world, console=Console(quiet=True), resume=True)
+        train(of(settings), world=world, console=Console(quiet=True), resume=True)
+    for settings in resumed or []:
+        if world.is_main:
+            last_checkpoint(settings).folder.rename(first_end(settings))
+        barrier(world)
+        train(of(settings), world=world, console=Console(quiet=True), resume=True)
+
+
+def first_end(settings: dict[str, Any]) -> Path:
+    """Where the last checkpoint of the first of two runs is kept, for comparison."""
+    return of(settings).run_folder / "first-end"
 
 
 def of(settings: dict[str, Any]) -> TrainConfig:
@@ -90,9 +103,8 @@ def test_options_train_on_two_ranks_what_they_train_on_one(tmp_path: Path) -> No
     half = {"type": "torch", "precision": "fp16"}
     scaled = settings("scaled", half)
     narrow = settings("narrow", {**FSDP, "precision": "bf16"})
-    run_ranks(
-        2, train_all, [averaged, offloaded, compiled, judged, *whole.values(), scaled, narrow]
-    )
+    resumed = [*whole.values(), scaled]
+    run_ranks(2, train_all, [averaged, offloaded, compiled, judged, *resumed, narrow], resumed)
 
     for each in (averaged, offloaded, judged, compiled):
         assert losses(each) == pytest.approx(losses(one), rel=1e-5), each["name"]
@@ -112,6 +124,15 @@ def test_options_train_on_two_ranks_what_they_train_on_one(tmp_path: Path) -> No
     assert losses(narrow) != pytest.approx(losses(one), rel=1e-5)
     scale = last_checkpoint(scaled).numbers["loss scaler/scale"]
     assert scale < 2**16  # gradients overflowed, and a step was skipped
+
+    # What each keeps of matrices, and the scale, is in the checkpoints: the same bytes again.
+    for each in resumed:
+        first, again = first_end(each), last_checkpoint(each)
+        files = {path.name: path.read_bytes() for path in first.glob("*.safetensors")}
+        assert len(files) == 4, sorted(files)  # of weights and optimizer, of two ranks
+        found = {name: (again.folder / name).read_bytes() for name in files}
+        assert [name for name in files if found[name] != files[name]] == [], each["name"]
+        assert again.numbers == json.loads((first / INFO).read_text())["numbers"], each["name"]
 
 
 def test_what_a_device_cannot_compute_is_refused_before_the_first_step(tmp_path: Path) -> None:
