@@ -98,7 +98,7 @@ bench-durability: .venv/.installed-dev ## kill the writer of a collection 100 ti
 	@$(BIN)/python -m tests.serving.writing 10000
 
 # infinity-emb wants older libraries, so it has an environment of its own. Some ten minutes in all.
-# INFINITY=PYTHON names an environment of tests/bench/infinity.txt: it does not start with those yet.
+# INFINITY=PYTHON names an environment where tests/bench/infinity.txt is installed.
 bench-serve: .venv/.installed-dev ## our server against a plain one, same weights and client, as JSON
 	@mkdir -p build
 	@OMP_NUM_THREADS=2 $(BIN)/python -m tests.bench.bench_serve --out build/bench-serve.json $(if $(INFINITY),--infinity $(INFINITY))
