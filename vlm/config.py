@@ -131,13 +131,20 @@ def _explain(config_class: type[Config], detail: Any) -> str:
         return f"{dotted}: no such key; {hint}"
     if detail["type"] == "missing":
         return f"{dotted}: this key is required"
+    if detail["type"] == "union_tag_not_found":
+        kinds = ", ".join(str(_tag(c)) for c in _classes_at(config_class, location))
+        return f"{dotted}.type: this key is required beside the others; one of {kinds}"
     found = detail.get("input")
     shown = f", found {found!r}" if isinstance(found, str | int | float | bool | None) else ""
     return f"{dotted or 'the whole file'}: {detail['msg']}{shown}"
 
 
 def _known_keys(config_class: type[Config], location: tuple[str | int, ...]) -> list[str]:
-    """Field names of the (union of) config classes that `location` leads to."""
+    return [name for c in _classes_at(config_class, location) for name in c.model_fields]
+
+
+def _classes_at(config_class: type[Config], location: tuple[str | int, ...]) -> list[type[Config]]:
+    """The config classes, several if it is a union, that `location` leads to."""
     classes: list[type[Config]] = [config_class]
     for part in location:
         # pydantic puts the chosen tag of a discriminated union into the location
@@ -149,7 +156,7 @@ def _known_keys(config_class: type[Config], location: tuple[str | int, ...]) -> 
                 c.model_fields[part].annotation for c in classes if part in c.model_fields
             ]
             classes = [found for a in annotations for found in _config_classes(a)]
-    return [name for c in classes for name in c.model_fields]
+    return classes
 
 
 def _tag(config_class: type[Config]) -> object:

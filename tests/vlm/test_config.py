@@ -56,6 +56,14 @@ def test_all_wrong_keys_are_told_at_once(tmp_path: Path) -> None:
     assert "optim.lion.lr: Input should be greater than 0, found -1" in message
 
 
+def test_a_missing_type_is_asked_for_with_the_known_ones(tmp_path: Path) -> None:
+    path = written(tmp_path, "name: a\noptim: {lr: 1}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(Run, path, [])
+    said = "optim.type: this key is required beside the others; one of lion, adamw"
+    assert said in str(caught.value)
+
+
 def test_an_unknown_type_lists_the_known_ones(tmp_path: Path) -> None:
     path = written(tmp_path, "name: a\noptim: {type: sgd}\n")
     with pytest.raises(ConfigError, match=r"'lion', 'adamw'"):
