@@ -1,6 +1,7 @@
 """`vlm train`."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +48,7 @@ def train(
         console = Console(quiet=not world.is_main, soft_wrap=True)
         result = run_training(settings, world=world, console=console, resume=resume)
         if not result.finished:
-            console.print(f"continue with: vlm train {config} --resume", highlight=False)
+            command = shlex.join(["vlm", "train", str(config), *(overrides or []), "--resume"])
+            console.print(f"continue with: {command}", highlight=False)
             raise typer.Exit(RESUME_ME)
         console.print(f"trained {result.step} steps: {settings.run_folder}", highlight=False)

@@ -159,7 +159,10 @@ class DualEncoder(nn.Module):
         rows: list[Tensor] = []
         for _, group in itertools.groupby(views, key=lambda view: view.shape):
             alike = list(group)
-            rows += self.encode_image(torch.cat(alike)).chunk(len(alike))
+            if len(alike) == 1:  # no copy of it, and no view of its rows, of which FSDP2 warns
+                rows.append(self.encode_image(alike[0]))
+            else:
+                rows += self.encode_image(torch.cat(alike)).chunk(len(alike))
         return rows
 
     def encode_image(

@@ -1,6 +1,7 @@
 """A run that was stopped or killed goes on as if nothing had been."""
 
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -63,7 +64,7 @@ def test_a_stopped_process_resumes_to_the_same_weights(
     )
     broken = configured(tmp_path, name="broken", steps=60)
     process = subprocess.Popen(
-        command(tmp_path, "broken"), env=environment(), text=True,
+        [*command(tmp_path, "broken"), "log_every=2"], env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     wait_for_step(broken, random.Random(number).randrange(6, 40), process)
@@ -74,7 +75,9 @@ def test_a_stopped_process_resumes_to_the_same_weights(
     else:
         assert process.returncode == 75, errors
         assert "checkpoint saved" in output
-        assert "--resume" in output
+        told = output.split("continue with: ")[1].split("\n")[0]
+        path = str(tmp_path / "broken.yaml")
+        assert shlex.split(told) == ["vlm", "train", path, "log_every=2", "--resume"]
     assert not list(broken.run_folder.rglob(".*draft*")) or number == signal.SIGKILL
     done = subprocess.run(
         command(tmp_path, "broken"), env=environment(), capture_output=True, text=True
