@@ -14,6 +14,13 @@ function addressOf(query) {
   return pairs.length ? `?${pairs.join("&")}` : "/";
 }
 
+/** What the server knows of the collection; null if another one was chosen meanwhile. */
+async function readCollection(rest = "") {
+  const asked = collection;
+  const found = await read(`/v1/collections/${encodeURIComponent(asked)}${rest}`);
+  return asked === collection ? found : null;
+}
+
 async function offerCollections() {
   const { collections, aliases } = await read("/v1/collections");
   const names = [...new Set([...collections, ...Object.keys(aliases), collection])].sort();
@@ -30,18 +37,8 @@ function chooseCollection(name) {
   leaveItems();
   forgetMap();
   showHealth().catch((error) => say(byId("health-note"), error.message, true));
-  const words = byId("query").value.trim();
-  history.replaceState(null, "", addressOf(words));
-  if (question || isArranged()) askAgain();
-  else if (words) searchByText(words);
-  else showNothing();
-}
-
-/** The question was an item of the collection that was left. */
-function showNothing() {
-  byId("results").replaceChildren();
-  offerMore({}, null);
-  say(byId("status"), "Describe what you look for, or use a picture.");
+  history.replaceState(null, "", addressOf(byId("query").value.trim()));
+  askAgain();
 }
 
 byId("collection-name").addEventListener("change", ({ target }) => chooseCollection(target.value));

@@ -5,9 +5,8 @@
 const PLOT = { width: 640, height: 300, left: 62, right: 104, top: 14, bottom: 44 };
 
 async function showHealth() {
-  const asked = collection;
-  const found = await read(`/v1/collections/${encodeURIComponent(collection)}`);
-  if (asked !== collection) return; // another one was chosen meanwhile
+  const found = await readCollection();
+  if (!found) return;
   byId("health-facts").replaceChildren(
     ...Object.entries({
       items: found.items.toLocaleString("en"),

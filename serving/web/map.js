@@ -12,7 +12,9 @@ async function drawMap(event) {
   const status = byId("map-status");
   say(status, "Looking…");
   try {
-    map = await read(`/v1/collections/${encodeURIComponent(collection)}/map`);
+    const found = await readCollection("/map");
+    if (!found) return;
+    map = found;
   } catch (error) {
     return say(status, error.message, true);
   }

@@ -16,8 +16,9 @@ function isArranged() {
 function asked({ text, image, id, ...body }) {
   const first = text ? { text } : image ? { image } : id ? { id } : null;
   const filter = Object.fromEntries(filters.map(({ key, condition }) => [key, condition]));
-  if (!parts.length) return { ...(first || {}), ...body, collection, filter };
-  return { ...body, collection, filter, parts: [...(first ? [first] : []), ...parts.map(({ part }) => part)] };
+  const whole = { ...body, collection, filter };
+  if (!parts.length) return { ...first, ...whole };
+  return { ...whole, parts: [...(first ? [first] : []), ...parts.map(({ part }) => part)] };
 }
 
 function asNamed(description) {
@@ -42,8 +43,9 @@ function leaveItems() {
     question = null;
     named = "";
     showQueryImage(null);
+    byId("results").replaceChildren();
+    offerMore(null, null);
   }
-  showChips();
 }
 
 /* ---- parts ---- */
