@@ -159,10 +159,8 @@ class DualEncoder(nn.Module):
         rows: list[Tensor] = []
         for _, group in itertools.groupby(views, key=lambda view: view.shape):
             alike = list(group)
-            if len(alike) == 1:  # no copy of it, and no view of its rows, of which FSDP2 warns
-                rows.append(self.encode_image(alike[0]))
-            else:
-                rows += self.encode_image(torch.cat(alike)).chunk(len(alike))
+            parts = self.encode_image(torch.cat(alike)).chunk(len(alike))
+            rows += [part.clone() for part in parts]  # FSDP2 warns of outputs that are views
         return rows
 
     def encode_image(

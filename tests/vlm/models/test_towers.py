@@ -89,12 +89,13 @@ def images() -> torch.Tensor:
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def test_embeddings_of_one_view_are_a_tensor_of_their_own_and_fsdp_has_nothing_to_warn_of() -> None:
+def test_embeddings_of_a_view_are_a_tensor_of_their_own_and_fsdp_has_nothing_to_warn_of() -> None:
     model, _ = built()
     output = model(images(), torch.ones(2, 12, dtype=torch.int64))
     assert not output.image._is_view()
     twice = model(images(), torch.ones(2, 12, dtype=torch.int64), images())
     assert_close(output.image, twice.image, atol=1e-6, rtol=0)
+    assert not any(rows._is_view() for rows in (twice.image, *twice.more_images))
 
 
 def tokens(bert: Path, **changes: Any) -> HuggingFaceTokenizerConfig:
