@@ -140,6 +140,7 @@ def _explain(config_class: type[Config], detail: Any) -> str:
 
 
 def _known_keys(config_class: type[Config], location: tuple[str | int, ...]) -> list[str]:
+    """Field names of the (union of) config classes that `location` leads to."""
     return [name for c in _classes_at(config_class, location) for name in c.model_fields]
 
 

@@ -71,13 +71,13 @@ def survives(place: str, rounds: int, *, seed: int = 0, longest: float = 0.6) ->
     return acknowledged
 
 
-def searches_while_written(folder: Path, items: int) -> int:
+def searches_while_written(place: str, items: int) -> int:
     """Search while items are written, indexed and moved; returns how many searches there were.
 
     Raises:
         AssertionError: If a search failed, or missed an item that was there all the time.
     """
-    store, copy = opened(str(folder), "written"), opened(str(folder), "moved")
+    store, copy = opened(place, "written"), opened(place, "moved")
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((items, DIM)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -209,7 +209,7 @@ def main() -> None:
         if kind == "milvus":
             return
         items = 100 * count
-        searches = searches_while_written(Path(name), items)
+        searches = searches_while_written(place, items)
         sys.stdout.write(
             f"{searches} searches while {items} items were written and moved: none failed\n"
         )
