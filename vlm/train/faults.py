@@ -14,7 +14,7 @@ from vlm.errors import CheckpointError, VlmError
 from vlm.files import write_text_whole
 from vlm.train.config import RecoveryConfig
 
-__all__ = ["FaultWatch", "SkippedWindow", "SkippedWindows", "disk_faults_told"]
+__all__ = ["FaultWatch", "SkippedWindow", "SkippedWindows", "advice", "disk_faults_told"]
 
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _HISTORY = 100
@@ -58,20 +58,30 @@ class SkippedWindow:
     reason: str
 
 
+def advice(precision: str) -> str:
+    """What a person can change when a run goes wrong over and over."""
+    ways = ["Lower optim.lr", "lengthen the warm-up"]
+    if precision != "fp32":
+        ways.append("use engine.precision=fp32")
+    return f"{', '.join(ways[:-1])} or {ways[-1]}, then start a run of another name"
+
+
 class SkippedWindows:
     """The steps a run leaves out, kept in a file so that a resumed run leaves out the same.
 
     Args:
         path: `skipped_windows.jsonl` in the run's folder.
         config: The budget, and the size of a window.
+        precision: Of the run; what is in fp32 is not told to go there.
 
     Raises:
         CheckpointError: If the file cannot be read.
     """
 
-    def __init__(self, path: Path, config: RecoveryConfig) -> None:
+    def __init__(self, path: Path, config: RecoveryConfig, *, precision: str) -> None:
         self._path = path
         self._config = config
+        self._advice = advice(precision)
         self._windows: list[SkippedWindow] = []
         try:
             lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -94,8 +104,7 @@ class SkippedWindows:
             message = (
                 f"{self._path.parent}: {reason} at step {step + 1}, and the run has been rolled "
                 f"back {len(self._windows)} times, as often as recovery.max_rollbacks allows. "
-                f"Lower optim.lr, lengthen the warm-up or use engine.precision=fp32, then start a "
-                f"run of another name"
+                f"{self._advice}"
             )
             raise VlmError(message)
         first = max(0, step - self._config.skip_steps + 1)

@@ -14,7 +14,7 @@ from vlm.optim import learning_rate_factor, set_learning_rates
 from vlm.train.average import update_average
 from vlm.train.checkpoint import open_writer
 from vlm.train.config import TrainConfig
-from vlm.train.faults import FaultWatch, SkippedWindows, disk_faults_told
+from vlm.train.faults import FaultWatch, SkippedWindows, advice, disk_faults_told
 from vlm.train.held_out import HeldOut
 from vlm.train.places import checkpoint_place
 from vlm.train.records import truncate_records
@@ -132,7 +132,7 @@ class _Run:
         self.step = step
         self.watch = FaultWatch(config.recovery, overflows=parts.engine.scales_loss)
         path = config.run_folder / "skipped_windows.jsonl"
-        self.skipped = SkippedWindows(path, config.recovery)
+        self.skipped = SkippedWindows(path, config.recovery, precision=config.engine.precision)
         self.held_out = HeldOut(
             config, parts.objective.memory, total_steps=parts.total_steps, world=world
         )
@@ -199,8 +199,7 @@ def _go_back(run: _Run, fault: str, telemetry: Telemetry) -> None:
     if step is None:
         message = (
             f"{run.config.run_folder}: {fault} at step {run.step + 1}, and there is no checkpoint "
-            f"from before to go back to. Lower optim.lr, lengthen the warm-up or use "
-            f"engine.precision=fp32, then start a run of another name"
+            f"from before to go back to. {advice(run.config.engine.precision)}"
         )
         raise VlmError(message)
     telemetry.note(

@@ -46,16 +46,16 @@ def test_a_leap_of_the_gradient_is_a_fault_only_where_asked_and_known() -> None:
 
 def test_windows_are_kept_in_a_file_with_a_budget(tmp_path: Path) -> None:
     config = RecoveryConfig(max_rollbacks=2, skip_steps=3)
-    windows = SkippedWindows(tmp_path / "w.jsonl", config)
+    windows = SkippedWindows(tmp_path / "w.jsonl", config, precision="bf16")
     windows.add(7, "the loss is nan", write=True)
-    again = SkippedWindows(tmp_path / "w.jsonl", config)
+    again = SkippedWindows(tmp_path / "w.jsonl", config, precision="bf16")
     assert [step for step in range(12) if again.cover(step)] == [5, 6, 7]
     assert again.add(1, "x", write=True) == SkippedWindow(first_step=0, last_step=1, reason="x")
-    with pytest.raises(VlmError, match="step 10, .* rolled back 2 times.*Lower optim.lr"):
+    with pytest.raises(VlmError, match="step 10, .* rolled back 2 times.*engine.precision=fp32"):
         again.add(9, "the loss is nan", write=True)
     (tmp_path / "w.jsonl").write_text("{torn")
     with pytest.raises(CheckpointError, match=r"w.jsonl: damaged"):
-        SkippedWindows(tmp_path / "w.jsonl", config)
+        SkippedWindows(tmp_path / "w.jsonl", config, precision="bf16")
 
 
 class Poison:
@@ -104,8 +104,10 @@ def test_faults_without_a_checkpoint_or_a_budget_end_the_run(tmp_path: Path) -> 
     with pytest.raises(VlmError, match="nan at step 3, and there is no checkpoint.*Lower optim.lr"):
         poisoned(World(), early, 2)
     never = configured(tmp_path, name="never", checkpoint_every=2, recovery={"max_rollbacks": 0})
-    with pytest.raises(VlmError, match="nan at step 8, .* rolled back 0 times"):
+    with pytest.raises(VlmError, match="nan at step 8, .* rolled back 0 times") as told:
         poisoned(World(), never, 7)
+    assert never.engine.precision == "fp32"
+    assert "lr or lengthen the warm-up, then" in str(told.value)  # not: "use fp32", as it once said
 
 
 @pytest.mark.slow
