@@ -307,9 +307,20 @@ def _cost(
 ) -> Finding:
     samples = config.total_steps(parts.num_samples) * config.global_batch
     hours = samples / rate / 3600
-    text = f"{hours:.3g} hours at {rate:,.0f} samples/s on {world_size} devices like this one"
+    text = f"{_duration(3600 * hours)} at {rate:,.0f} samples/s on {world_size} "
+    text += (
+        "device like this one"
+        if world_size == 1
+        else ("devices like this one, if so many are so many times as fast")
+    )
     figures = {"hours": hours, "samples_per_second": rate}
     if price is not None:
         figures["cost"] = hours * world_size * price
         text += f"; {figures['cost']:,.2f} at {price:g} a device and hour"
     return Finding(check="time", verdict="ok", text=text, figures=figures)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

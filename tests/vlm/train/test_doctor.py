@@ -1,6 +1,7 @@
 """What the doctor says about runs that are well, and about those that are not."""
 
 import json
+import re
 import shutil
 import time
 from collections import namedtuple
@@ -47,6 +48,7 @@ def test_a_sound_run_is_described_and_nothing_of_it_is_left_behind(tmp_path: Pat
     assert {"loss clip", "loss alignment"} <= set(found)
     cost = found["time"].figures
     assert cost["cost"] == pytest.approx(cost["hours"] * 2 * 3600)
+    assert re.match(r"\d+ s at .* on 2 devices like this one, if", found["time"].text)
     assert cost["hours"] * 3600 * cost["samples_per_second"] == pytest.approx(6 * 24)
     assert found["disk"].figures["needed"] == 3 * found["disk"].figures["checkpoint"]
     assert not (tmp_path / "runs").exists()
