@@ -35,22 +35,33 @@ ENGINES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def train_all(world: World, trees: list[dict[str, Any]], resume: bool) -> None:
+def train_all(world: World, begun: list[dict[str, Any]], resumed: list[dict[str, Any]]) -> None:
     warnings.simplefilter("ignore")  # DeepSpeed's own, which a user sees as well
     logging.disable(logging.WARNING)
     from vlm.train import train
 
-    for settings in trees:
+    for settings in [*begun, *resumed]:
         config = validate_config(TrainConfig, settings, source="test")
-        train(config, world=world, console=Console(quiet=True), resume=resume)
+        train(config, world=world, console=Console(quiet=True), resume=settings in resumed)
 
 
 def losses(settings: dict[str, Any]) -> list[float]:
     return [r["loss"] for r in records(validate_config(TrainConfig, settings, source="test"))]
 
 
+def accumulated(is_wanted: bool) -> dict[str, Any]:
+    """Settings of a global batch in several micro-batches, or in one."""
+    return {"micro_batch": 2} if is_wanted else {}
+
+
+def assert_losses(runs: list[dict[str, Any]], expected: list[float]) -> None:
+    for trained in runs:
+        assert losses(trained) == pytest.approx(expected, rel=1e-5), trained["name"]
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.timeout(900)
 def test_every_engine_trains_the_same_and_goes_on_where_another_stopped(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="the deepspeed extra is not installed")
     write_dataset(tmp_path / "shards", 64)
@@ -70,21 +81,20 @@ def test_every_engine_trains_the_same_and_goes_on_where_another_stopped(tmp_path
             checkpoints / "step-00000002",
         )
 
-    two = [settings(f"{name}-2", name, micro_batch=2) for name in ENGINES]
-    run_ranks(2, train_all, two, False)
-    for trained in two:
-        assert losses(trained) == pytest.approx(expected, rel=1e-5), trained["name"]
-
-    # Each engine continues what the next one, on two ranks in micro-batches, has begun.
-    for size, names in ((1, ["fsdp", "zero3"]), (3, list(ENGINES))):
-        mixed = []
-        for name in names:
-            before = list(ENGINES)[list(ENGINES).index(name) - 1]
-            mixed.append(settings(f"{name}-{size}", name))
-            half_of(mixed[-1]["name"], f"{before}-2")
-        run_ranks(size, train_all, mixed, True)
-        for trained in mixed:
-            assert losses(trained) == pytest.approx(expected[2:], rel=1e-5), trained["name"]
+    # In micro-batches on two ranks and three, in whole shares on one. And each engine goes on with
+    # what the one before it began on other ranks, whole where that was in micro-batches.
+    for size, before in ((1, None), (2, 1), (3, 2), (1, 3)):
+        begun, resumed = [], []
+        for other, name in zip([*list(ENGINES)[-1:], *ENGINES], ENGINES, strict=False):
+            if before != 3:
+                begun.append(settings(f"{name}-{size}", name, **accumulated(size > 1)))
+            if before is not None:
+                again = settings(f"{name}-{before}-{size}", name, **accumulated(before == 1))
+                half_of(again["name"], f"{other}-{before}")
+                resumed.append(again)
+        run_ranks(size, train_all, begun, resumed)
+        assert_losses(begun, expected)
+        assert_losses(resumed, expected[2:])
 
 
 def test_what_an_engine_cannot_do_is_said_before_it_starts(tmp_path: Path) -> None:
