@@ -1,13 +1,13 @@
 """Samples a second and peak memory of training against open_clip's trainer: `make bench-train`.
 
-    python -m tests.bench.bench_train [--out FILE] [--rounds N] [--steps N] [--only demo|b32]
+    python -m tests.bench.bench_train [--out FILE] [--rounds N] [--steps N] [--only CASE] …
 
 Both train the same model in fp32 with AdamW on the same shards, batch and threads, each side in a
 process of its own, in turns. open_clip's is `open_clip_train.main` itself, patched where it would
 not run here: a stand-in for pandas, and its grouping of members, which stops at an entry that
 webdataset 1 adds. Steps are timed by each trainer's own log, waiting for data included, the first
 two left out; memory is the sum of proportional set sizes of a process and its children, at its
-highest.
+highest. `b32 full` has captions that fill all 77 tokens, so that trimming them gains nothing.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import types
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,25 +30,28 @@ from rich.console import Console
 
 import vlm  # noqa: F401 - mends torchvision before open_clip imports it
 from tests.bench.bench_data import _watch
-from tests.support import write_dataset
+from tests.support import drawn_samples
 from vlm.config import load_config, validate_config
-from vlm.data.manifest import open_manifest
+from vlm.data.manifest import build_manifest, open_manifest
+from vlm.data.write import write_shards
 
 WORKERS = 2
 LEFT_OUT = 2
 DEMO = Path(__file__).parents[2] / "configs/train/demo.yaml"
+_B32: dict[str, Any] = {
+    "batch": 8,
+    "size": 224,
+    "context": 77,
+    "model": {
+        "dim": 512,
+        "image": {"type": "vit", "width": 768, "layers": 12, "patch_size": 32},
+        "text": {"type": "transformer", "width": 512, "layers": 12, "heads": 8},
+    },
+}
 CASES: dict[str, dict[str, Any]] = {
     "demo": {"batch": 256, "size": 48, "context": 24, "model": None},
-    "b32": {
-        "batch": 8,
-        "size": 224,
-        "context": 77,
-        "model": {
-            "dim": 512,
-            "image": {"type": "vit", "width": 768, "layers": 12, "patch_size": 32},
-            "text": {"type": "transformer", "width": 512, "layers": 12, "heads": 8},
-        },
-    },
+    "b32": _B32,
+    "b32 full": {**_B32, "words": 80},
 }
 
 
@@ -57,11 +61,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--only", choices=sorted(CASES))
+    parser.add_argument("--only", choices=sorted(CASES), action="append")
     arguments = parser.parse_args()
     results = {}
     for name, case in CASES.items():
-        if arguments.only in (None, name):
+        if name in (arguments.only or CASES):
             results[name] = compare(case, arguments.rounds, arguments.steps)
     text = json.dumps(results, indent=2)
     sys.stdout.write(text + "\n")
@@ -74,7 +78,13 @@ def compare(case: dict[str, Any], rounds: int, steps: int) -> dict[str, Any]:
     found: dict[str, list[dict[str, float]]] = {"open_clip": [], "ours": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "shards"
-        write_dataset(folder, case["batch"] * (steps + 2), samples_per_shard=case["batch"])
+        samples = drawn_samples(case["batch"] * (steps + 2))
+        if "words" in case:
+            samples = [
+                replace(s, text=" ".join([s.text, *["very"] * case["words"]])) for s in samples
+            ]
+        write_shards(samples, folder, prefix="drawn", samples_per_shard=case["batch"])
+        build_manifest(folder)
         for number in range(rounds):
             for name, side in (("open_clip", _open_clip), ("ours", _ours)):
                 out = Path(scratch) / f"{name}{number}"
