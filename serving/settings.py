@@ -137,7 +137,13 @@ class ServingSettings(Config):
     devices: list[str] = []
     """As many processes as there are devices (times `workers`), each with a device of its own."""
     runtime: Literal[
-        "auto", "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-int8"
+        "auto",
+        "torch-fp32",
+        "torch-bf16",
+        "openvino-fp32",
+        "openvino-bf16",
+        "openvino-mixed",
+        "openvino-int8",
     ] = "torch-fp32"
     """What computes. `auto` measures at the first start and takes the fastest of those that pass
     the parity gate; any but `torch-fp32` must pass it."""

@@ -30,7 +30,8 @@ def test_auto_answers_with_the_fastest_that_passes_and_tells_the_figures(
         assert client.get("/v1/model").json()["runtime"] == model["runtime"]
     figures = {entry["name"]: entry for entry in model["runtimes"]}
     assert set(figures) == {
-        "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-int8",
+        "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-mixed",
+        "openvino-int8",
     }  # fmt: skip
     assert figures["torch-fp32"]["top1_agreement"] == 1
     assert "no exported runtime" in figures["openvino-int8"]["refused"]

@@ -22,13 +22,13 @@ def export(
     runtime: Annotated[
         str | None, typer.Option(help="Also make this runtime of the bundle: openvino or torch.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or int8.")] = "bf16",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, mixed or int8.")] = "bf16",
     shards: Annotated[
         Path | None,
         typer.Option(help="Dataset folder to calibrate and compare on; drawn pairs by default."),
     ] = None,
     pairs: Annotated[
-        int, typer.Option(min=4, help="How many: half for ranges, half to compare.")
+        int, typer.Option(min=4, help="How many: half to fit mixed and int8, half to compare.")
     ] = 400,
     runtimes: Annotated[
         Path | None, typer.Option(help="Where runtimes are kept; default: beside the bundle.")
@@ -54,7 +54,9 @@ def export(
         console.print(f"bundle {info.fingerprint[:12]} written to {folder}", highlight=False)
     if runtime is not None:
         name = f"{runtime}-{precision}"
-        figures = _measured(name, folder, shards=shards, pairs=pairs, cache=runtimes)
+        figures = _measured(
+            name, folder, shards=shards, pairs=pairs, cache=runtimes, console=console
+        )
         console.print(_report(figures), highlight=False)
         if figures.refused is not None:
             message = f"runtime {name} is refused: {figures.refused}"
@@ -62,7 +64,13 @@ def export(
 
 
 def _measured(
-    name: str, bundle: Path, *, shards: Path | None, pairs: int, cache: Path | None
+    name: str,
+    bundle: Path,
+    *,
+    shards: Path | None,
+    pairs: int,
+    cache: Path | None,
+    console: Console,
 ) -> "Figures":
     from vlm.inference import load_bundle  # noqa: PLC0415 - torch costs seconds
     from vlm.inference.runtimes import (  # noqa: PLC0415 - with it
@@ -82,7 +90,11 @@ def _measured(
         else calibration_pairs(shards, image, count=pairs)
     )
     return export_runtime(
-        known, loaded, cache=cache or default_cache(bundle), calibration=calibration
+        known,
+        loaded,
+        cache=cache or default_cache(bundle),
+        calibration=calibration,
+        report=lambda line: console.print(line, highlight=False, markup=False),
     )
 
 

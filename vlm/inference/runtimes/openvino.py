@@ -4,14 +4,18 @@
     text.xml, text.bin     token ids [batch token], trimmed or not -> unit rows [batch dim]
 
 fp32 and bf16 share one export: bf16 is how it is run. int8 is an export of its own, quantised by
-nncf (SmoothQuant, arXiv:2211.10438) with the ranges that calibration pairs show.
+nncf (SmoothQuant, arXiv:2211.10438) with the ranges that calibration pairs show; so is mixed, which
+multiplies in bf16 where calibration pairs show that it costs little, see `mixed.py`.
 """
 
 import importlib
 import importlib.util
+import json
 import sys
 import threading
 import warnings
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,21 +27,33 @@ from torch import Tensor, nn
 from vlm.errors import BundleError
 from vlm.inference.bundle import Bundle
 from vlm.inference.runtimes.calibration import Calibration
+from vlm.inference.runtimes.mixed import mixed_tower
 from vlm.inference.runtimes.protocol import Pixels, Rows, RuntimeName, TokenIds
 from vlm.models import Model
 from vlm.preprocess import ImageConfig
 
-__all__ = ["OpenVinoRuntime", "export_openvino", "openvino_is_installed", "openvino_versions"]
+__all__ = [
+    "OpenVinoRuntime",
+    "Precision",
+    "export_openvino",
+    "openvino_is_installed",
+    "openvino_versions",
+]
 
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "bf16", "mixed", "int8"]
 _NAMES: Final[dict[Precision, RuntimeName]] = {
     "fp32": "openvino-fp32",
     "bf16": "openvino-bf16",
+    "mixed": "openvino-mixed",
     "int8": "openvino-int8",
 }
-# Between the int8 products everything stays in fp32: as fast, and nearer to the reference.
-_HINTS: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+# Between the products of int8 and mixed everything stays in fp32, nearer to the reference.
+_HINTS: Final[dict[Precision, str]] = {
+    "fp32": "f32", "bf16": "bf16", "mixed": "f32", "int8": "f32",
+}  # fmt: skip
 _CALIBRATION_BATCH: Final = 8
+_TRIED_BATCHES: Final = 12
+"""Enough for a mean cosine; each kind of layer is tried on them."""
 
 
 class OpenVinoRuntime:
@@ -45,7 +61,7 @@ class OpenVinoRuntime:
 
     Args:
         folder: Holds the export; its hashes have been verified.
-        precision: `fp32` or `bf16` of an fp32 export, `int8` of an int8 one.
+        precision: `fp32` or `bf16` of an fp32 export, `mixed` or `int8` of one of their own.
     """
 
     def __init__(self, folder: Path, *, precision: Precision) -> None:
@@ -88,13 +104,22 @@ def openvino_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-def export_openvino(bundle: Bundle, folder: Path, *, int8: Calibration | None = None) -> None:
-    """Write both towers of a bundle into `folder`.
+def export_openvino(
+    bundle: Bundle,
+    folder: Path,
+    *,
+    precision: Literal["fp32", "mixed", "int8"] = "fp32",
+    pairs: Calibration | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Write both towers of a bundle into `folder`, for `mixed` also `mixed.json`: what was chosen.
 
     Args:
         bundle: Its model is traced on the CPU, in fp32.
         folder: Exists and is empty.
-        int8: Pairs whose activations give the ranges of 8 bits; none: fp32.
+        precision: Of the export.
+        pairs: What `mixed` and `int8` are fitted to; none for fp32.
+        report: Gets lines about what takes long.
 
     Raises:
         BundleError: If a part of the model has no counterpart in OpenVINO.
@@ -102,8 +127,21 @@ def export_openvino(bundle: Bundle, folder: Path, *, int8: Calibration | None = 
     openvino = _openvino()
     try:
         towers = _converted(openvino, bundle)
-        if int8 is not None:
-            towers = _quantised(towers, bundle, int8)
+        if precision == "int8":
+            assert pairs is not None
+            towers = _quantised(towers, bundle, pairs)
+        elif precision == "mixed":
+            assert pairs is not None
+            inputs = _calibration_inputs(bundle, pairs)
+            choices = {}
+            for name, tower in towers.items():
+                report(f"{name} tower, each kind of linear layer alone in bf16:")
+                towers[name], chosen = mixed_tower(
+                    openvino, tower, inputs[name][:_TRIED_BATCHES], report=report
+                )
+                choices[name] = {kind: asdict(choice) for kind, choice in chosen.items()}
+            text = json.dumps(choices, indent=2) + "\n"
+            (folder / "mixed.json").write_text(text, encoding="utf-8")
     except Exception as error:
         message = (
             f"bundle {bundle.info.fingerprint[:12]} cannot be exported to OpenVINO "
@@ -169,10 +207,14 @@ def _converted(openvino: Any, bundle: Bundle) -> dict[str, Any]:
     return {"image": image, "text": text}
 
 
+def _calibration_inputs(bundle: Bundle, pairs: Calibration) -> dict[str, list[np.ndarray]]:
+    token_ids = pairs.token_ids(bundle.info.tokenizer, batch=_CALIBRATION_BATCH)
+    return {"image": pairs.pixel_batches(batch=_CALIBRATION_BATCH), "text": token_ids}
+
+
 def _quantised(towers: dict[str, Any], bundle: Bundle, pairs: Calibration) -> dict[str, Any]:
     nncf = importlib.import_module("nncf")
-    token_ids = pairs.token_ids(bundle.info.tokenizer, batch=_CALIBRATION_BATCH)
-    inputs = {"image": pairs.pixel_batches(batch=_CALIBRATION_BATCH), "text": token_ids}
+    inputs = _calibration_inputs(bundle, pairs)
     quantised = {}
     for name, tower in towers.items():
         quantised[name] = nncf.quantize(

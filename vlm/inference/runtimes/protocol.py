@@ -7,8 +7,10 @@ from jaxtyping import Float, Int64, UInt8
 
 __all__ = ["REFERENCE", "Pixels", "Rows", "Runtime", "RuntimeName", "TokenIds"]
 
-RuntimeName = Literal["torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-int8"]
-"""Library and precision of the matrix products."""
+RuntimeName = Literal[
+    "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-mixed", "openvino-int8"
+]
+"""Library and precision of the matrix products; `mixed`: bf16 where it costs little, else fp32."""
 REFERENCE: Final = "torch-fp32"
 """The runtime that training and evaluation use, and all others are compared with."""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -21,6 +22,7 @@ from vlm.inference.runtimes.figures import (
 )
 from vlm.inference.runtimes.openvino import (
     OpenVinoRuntime,
+    Precision,
     export_openvino,
     openvino_is_installed,
     openvino_versions,
@@ -39,8 +41,13 @@ __all__ = [
 ]
 
 _CPU_CANDIDATES: Final[tuple[RuntimeName, ...]] = (
-    "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-int8",
+    "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-mixed",
+    "openvino-int8",
 )  # fmt: skip
+_OPENVINO: Final[dict[RuntimeName, Precision]] = {
+    "openvino-fp32": "fp32", "openvino-bf16": "bf16", "openvino-mixed": "mixed",
+    "openvino-int8": "int8",
+}  # fmt: skip
 _GPU_CANDIDATES: Final[tuple[RuntimeName, ...]] = ("torch-fp32", "torch-bf16")
 _SPEED_BATCH: Final = 8
 
@@ -67,7 +74,12 @@ def runtime_name(text: str) -> RuntimeName:
 
 
 def export_runtime(
-    name: RuntimeName, bundle: Bundle, *, cache: Path, calibration: Calibration | None = None
+    name: RuntimeName,
+    bundle: Bundle,
+    *,
+    cache: Path,
+    calibration: Calibration | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Figures:
     """Export a runtime of a bundle into the cache, measure it here, and store the figures.
 
@@ -75,15 +87,16 @@ def export_runtime(
         name: Runtimes of torch need no export and are only measured.
         bundle: Its model stays as it is.
         cache: Folder of all exports and figures.
-        calibration: One half gives the ranges of int8, the other is compared; drawn if none is
-            given.
+        calibration: `int8` and `mixed` are fitted to one half, the other is compared; drawn if none
+            is given.
+        report: Gets lines about what takes long.
 
     Raises:
         BundleError: If the model cannot be exported.
     """
     bench = _Bench(bundle, device="cpu", cache=cache, calibration=calibration)
     if name.startswith("openvino"):
-        bench.export(name)
+        bench.export(name, report)
     return bench.measure(name)
 
 
@@ -117,7 +130,8 @@ def fastest_runtime(bundle: Bundle, *, device: str = "cpu", cache: Path) -> Runt
     """The fastest runtime that runs here and passes the gate; the reference always does.
 
     int8 takes part only once `export_runtime` has made it, because its ranges should come from
-    pictures like those that will be asked about.
+    pictures like those that will be asked about. What mixed is fitted to decides nothing but how
+    near it comes, so it is made here, of drawn pairs.
     """
     bench = _Bench(bundle, device=device, cache=cache)
     names = _CPU_CANDIDATES if device == "cpu" else _GPU_CANDIDATES
@@ -149,8 +163,8 @@ class _Bench:
         info = self._bundle.info
         model = self._bundle.model
         if name == "torch-fp32" or name == "torch-bf16":
-            precision: Literal["fp32", "bf16"] = "fp32" if name == "torch-fp32" else "bf16"
-            return TorchRuntime(model, info.image, device=self._device, precision=precision)
+            kept: Literal["fp32", "bf16"] = "fp32" if name == "torch-fp32" else "bf16"
+            return TorchRuntime(model, info.image, device=self._device, precision=kept)
         if self._device != "cpu":
             message = f"runtime {name} runs on device cpu, not on {self._device}"
             raise BundleError(message)
@@ -161,21 +175,22 @@ class _Bench:
             if name == "openvino-int8":
                 raise
             self.export(name)
-        if name == "openvino-int8":
-            return OpenVinoRuntime(folder, precision="int8")
-        return OpenVinoRuntime(folder, precision="fp32" if name == "openvino-fp32" else "bf16")
+        return OpenVinoRuntime(folder, precision=_OPENVINO[name])
 
-    def export(self, name: RuntimeName) -> None:
-        int8 = self._halves()[1] if name == "openvino-int8" else None
-        if not openvino_is_installed(with_nncf=int8 is not None):
+    def export(self, name: RuntimeName, report: Callable[[str], None] = lambda _: None) -> None:
+        precision = _exported(name)
+        pairs = None if precision == "fp32" else self._halves()[1]
+        if not openvino_is_installed(with_nncf=precision == "int8"):
             message = f"runtime {name} needs libraries: pip install 'vlm[openvino]'"
             raise BundleError(message)
         write_artefact(
             self._folder(name),
-            lambda folder: export_openvino(self._bundle, folder, int8=int8),
+            lambda folder: export_openvino(
+                self._bundle, folder, precision=precision, pairs=pairs, report=report
+            ),
             fingerprint=self._bundle.info.fingerprint,
             versions=openvino_versions(),
-            calibration=None if int8 is None else int8.origin,
+            calibration=None if pairs is None else pairs.origin,
         )
 
     def measure(self, name: RuntimeName, runtime: Runtime | None = None) -> Figures:
@@ -217,14 +232,20 @@ class _Bench:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _halves(self) -> tuple[Calibration, Calibration]:
-        """Pairs to compare on, and others for the ranges of int8."""
+        """Pairs to compare on, and others that int8 and mixed are fitted to."""
         if self._calibration is None:
             self._calibration = drawn_calibration(self._bundle.info.image)
         return self._calibration.halves()
 
     def _folder(self, name: RuntimeName) -> Path:
-        kind = "openvino-int8" if name == "openvino-int8" else "openvino-fp32"
+        kind = f"openvino-{_exported(name)}"
         return artefact_folder(self._cache, self._bundle.info.fingerprint, kind)
 
     def _figures_path(self, name: RuntimeName) -> Path:
         return self._cache / f"{self._bundle.info.fingerprint[:16]}-{name}.figures.json"
+
+
+def _exported(name: RuntimeName) -> Literal["fp32", "mixed", "int8"]:
+    """The export that a runtime of OpenVINO is run from."""
+    precision = _OPENVINO[name]
+    return "fp32" if precision == "bf16" else precision

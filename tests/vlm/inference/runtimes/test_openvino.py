@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from tests.support import TINY_MODEL, tiny_bundle
 from vlm.errors import BundleError
 from vlm.inference import Bundle, load_bundle, save_bundle
-from vlm.inference.runtimes import TorchRuntime, drawn_calibration
+from vlm.inference.runtimes import TorchRuntime, drawn_calibration, measure_parity
 from vlm.models import DualEncoder, DualEncoderConfig
 from vlm.preprocess import ImageConfig, TokenizerConfig, build_tokenizer, trim_padding
 
@@ -76,11 +77,31 @@ def test_int8_stays_near_torch(tmp_path: Path) -> None:
     bundle = load_bundle(tmp_path / "b")
     (tmp_path / "r").mkdir()
     pairs = drawn_calibration(bundle.info.image, count=16)
-    export_openvino(bundle, tmp_path / "r", int8=pairs)
+    export_openvino(bundle, tmp_path / "r", precision="int8", pairs=pairs)
     runtime = OpenVinoRuntime(tmp_path / "r", precision="int8")
     reference = TorchRuntime(bundle.model, bundle.info.image)
     cosines = (runtime.image_rows(pairs.pixels) * reference.image_rows(pairs.pixels)).sum(axis=1)
     assert 0.95 < cosines.mean() < 1 - 1e-7  # near, and really of fewer bits
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=lambda tower: str(tower["type"]))
+def test_mixed_passes_the_gate_and_says_what_is_in_bf16(
+    tmp_path: Path, tower: dict[str, object]
+) -> None:
+    bundle = bundle_with(tmp_path / "b", tower)
+    (tmp_path / "r").mkdir()
+    fitted, judging = drawn_calibration(bundle.info.image, count=32).halves()
+    lines: list[str] = []
+    export_openvino(bundle, tmp_path / "r", precision="mixed", pairs=fitted, report=lines.append)
+    runtime = OpenVinoRuntime(tmp_path / "r", precision="mixed")
+    reference = TorchRuntime(bundle.model, bundle.info.image)
+    parity = measure_parity(runtime, reference, judging, bundle.info.tokenizer)
+    assert parity.image_cosine > 0.999
+    assert 0.999 < parity.text_cosine < 1 - 1e-7  # near, and really of fewer bits
+    chosen = json.loads((tmp_path / "r" / "mixed.json").read_text())
+    assert any("c_fc" in kind and told["chosen"] for kind, told in chosen["text"].items())
+    assert 0.9 < sum(told["share"] for told in chosen["text"].values()) <= 1.001
+    assert len(lines) == 4 + len(chosen["image"]) + len(chosen["text"])
 
 
 def test_a_model_that_cannot_be_traced_is_named(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ PASSED = Parity(
     image_cosine=1, text_cosine=1, top1_agreement=1, num_pairs=200, calibration="nothing"
 )
 NAMES: tuple[RuntimeName, ...] = (
-    "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-int8",
+    "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-mixed",
+    "openvino-int8",
 )  # fmt: skip
 
 
