@@ -13,6 +13,8 @@ from starlette.exceptions import HTTPException
 __all__ = ["body_schema", "parse_body"]
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
+_PARSED_AT_ONCE = 64 * 1024
+"""Bytes that take less time than a thread needs to begin."""
 _MAX_FILES = 256
 _MAX_FIELDS = 4096
 
@@ -40,7 +42,10 @@ async def parse_body(
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
-        return await asyncio.to_thread(_from_json, schema, await request.body())
+        body = await request.body()
+        if len(body) <= _PARSED_AT_ONCE:
+            return _from_json(schema, body)
+        return await asyncio.to_thread(_from_json, schema, body)
     if content_type == "multipart/form-data":
         return await asyncio.to_thread(_validated, schema, await _form(request, lists, objects))
     detail = (

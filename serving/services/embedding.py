@@ -144,15 +144,25 @@ class Embedder:
                     self._cache.put(self._cache_name, "image", pictures[n].digest, row)
         return self._stacked(rows)
 
-    async def text_rows(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit float32 rows of texts; equal texts are embedded once."""
+    async def text_rows(
+        self, texts: Sequence[str], *, token_ids: Sequence[np.ndarray] | None = None
+    ) -> np.ndarray:
+        """Unit float32 rows of texts; equal texts are embedded once.
+
+        Args:
+            texts: Any number.
+            token_ids: What `token_ids` found for them, where it was asked.
+        """
         rows: dict[str, np.ndarray | None] = dict.fromkeys(texts)
         if self._cache.enabled:
             rows = {text: self._cache.get(self._cache_name, "text", text) for text in rows}
         missing = [text for text, row in rows.items() if row is None]
         if missing:
             with stage("text", items=len(missing)):
-                found = await self._texts.rows(await self._token_ids(missing))
+                known = None if token_ids is None else dict(zip(texts, token_ids, strict=True))
+                found = await self._texts.rows(
+                    [known[text] for text in missing] if known else await self.token_ids(missing)
+                )
             for text, row in zip(missing, found, strict=True):
                 rows[text] = row
                 if self._cache.enabled:
@@ -160,13 +170,18 @@ class Embedder:
         return self._stacked([rows[text] for text in texts])
 
     async def mixed_rows(
-        self, inputs: Sequence[str | RemoteImage], *, field: str = "input"
+        self,
+        inputs: Sequence[str | RemoteImage],
+        *,
+        field: str = "input",
+        token_ids: Sequence[np.ndarray] | None = None,
     ) -> np.ndarray:
         """Unit rows of texts and of images, given as `data:image/…;base64,` or remote, in order.
 
         Args:
             inputs: At least one.
             field: What messages call them.
+            token_ids: What `token_ids` found for the texts among them, where it was asked.
 
         Raises:
             BadInputError: If a data URL is not base64 or not an image.
@@ -179,13 +194,16 @@ class Embedder:
         pictures = await self.prepare(files)
         rows = np.empty((len(inputs), self.info.dim), np.float32)
         rows[images], rows[~images] = await asyncio.gather(
-            self.image_rows(pictures), self.text_rows(texts)
+            self.image_rows(pictures), self.text_rows(texts, token_ids=token_ids)
         )
         return rows
 
-    async def count_tokens(self, texts: Sequence[str]) -> int:
-        """Tokens that the model reads of these texts, start and end marks included."""
-        return sum(map(len, await self._token_ids(texts)))
+    async def token_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Of each text its token ids without padding, start and end marks included."""
+        if sum(map(len, texts)) <= _TOKENIZED_AT_ONCE:
+            return self._tokenized(texts)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, self._tokenized, texts)
 
     async def check(self, *, seconds: float | None) -> None:
         """Run both towers on something small, ahead of the queues: a busy model is a sound one.
@@ -208,13 +226,6 @@ class Embedder:
             raise BadInputError(message)
         with stage("fetch"):
             return await self._fetcher.fetch(field, file.url)
-
-    async def _token_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Of each text its token ids without padding."""
-        if sum(map(len, texts)) <= _TOKENIZED_AT_ONCE:
-            return self._tokenized(texts)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, self._tokenized, texts)
 
     def _tokenized(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [row[row != 0] for row in self._encoder.tokenize(texts)] if texts else []
