@@ -53,7 +53,10 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": [*_CLIP, {"type": "caption", "weight": 2.0}], "optim": {"type": "adafactor"},
     },
     "SigLIP, ViT 256 wide, 8 layers, 112 px, 48 a step, Lion": {
-        "model": {**_VIT, "image": {**_VIT["image"], "width": 256, "layers": 8}},
+        "model": {
+            **_VIT, "image": {**_VIT["image"], "width": 256, "layers": 8},
+            "logit_scale": {"initial": 10.0, "bias": -10.0},
+        },
         "image": {"size": 112}, "global_batch": 48, "loss": [{"type": "siglip"}],
         "optim": {"type": "lion"},
     },

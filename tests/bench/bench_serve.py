@@ -13,12 +13,14 @@ one text a request. Before anything is timed, their rows are compared.
 | part | measures |
 |---|---|
 | `rates` | answers/s, p50 and p99 without a pause at 1, 8 and 32 at once, and peak memory |
-| `bare` | the same runtime in a process of its own without HTTP, queues and other requests |
+| `bare` | the same runtime in this process without HTTP, queues and other requests |
+| `apart` | both again, on one core, with the client on the other one |
 | `half` | latencies at half of the answers/s that `rates` found at 32, evenly and at random |
 | `overload` | ten times those answers/s for --overload seconds: answered, refused, or lost |
 
 Each part is put into the file of --out when it is done, and parts done before stay in it. The
-client is threads of this process with kept connections, on the same cores as the servers.
+client is threads of this process with kept connections, but for `apart` on the same cores as the
+servers.
 """
 
 import argparse
@@ -26,6 +28,8 @@ import base64
 import io
 import itertools
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -55,6 +59,7 @@ from vlm.inference.runtimes import (
     export_runtime,
     fastest_runtime,
     gated_runtime,
+    runtime_name,
 )
 from vlm.preprocess import decode_image
 
@@ -67,7 +72,7 @@ _STARTS: Final = itertools.count(0, 1_000_000)
 
 def main() -> None:
     """Make what is missing, then each part asked for, printed and kept as JSON."""
-    parts = {"rates": rates, "bare": bare, "half": half, "overload": overload}
+    parts = {"rates": rates, "bare": bare, "apart": apart, "half": half, "overload": overload}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/bench-serve.json"))
     parser.add_argument("--work", type=Path, default=Path("build/bench-serve"))
@@ -76,7 +81,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--overload", type=float, default=60)
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.alone:
+        figures = bare_rates(arguments.work, runtime_name(arguments.alone), arguments.seconds)
+        sys.stdout.write(json.dumps(figures) + "\n")
+        return
     tree = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     tree["threads"] = torch.get_num_threads()
     tree["runtimes"] = runtimes = measured_runtimes(arguments.work)
@@ -153,7 +163,7 @@ def compared(running: dict[str, Running]) -> dict[str, float]:
         for name, process in running.items()
     }
     found = {name: float(np.abs(rows[name] - rows[PLAIN]).max()) for name in running}
-    if any(d > 1e-4 for name, d in found.items() if not name.endswith(("int8", "bf16"))):
+    if any(d > 1e-4 for name, d in found.items() if not name.endswith(("int8", "bf16", "mixed"))):
         message = f"these servers do not serve one model: {found}"
         raise SystemExit(message)
     return found
@@ -173,28 +183,69 @@ def bare(
 
     `model`: the forward pass alone. `files`: decoding, resizing or tokenizing too, one thread.
     """
-    found: dict[str, Any] = {}
-    bundle = load_bundle(arguments.work / "bundle")
+    found: dict[str, Any] = {modality: {} for modality in MODALITIES}
     for name in names:
-        chosen = gated_runtime(name, bundle, cache=default_cache(arguments.work / "bundle"))
-        encoder = Encoder(bundle, runtime=chosen.runtime)
-        for modality in MODALITIES:
-            make = bodies(modality)
-            inputs = [json.loads(make(number))["input"] for number in range(32)]
-            ready = _prepared(encoder, modality, inputs)
-            run = encoder.encode_pixels if modality == "images" else encoder.encode_token_ids
-            model = _per_second(partial(run, ready), arguments.seconds)
-            files = _per_second(
-                partial(_whole, run, encoder, modality, inputs),
-                arguments.seconds,
-            )
-            figures = {"model": model, "files": files}
+        rates = bare_rates(arguments.work, name, arguments.seconds)
+        for modality, figures in rates.items():
             served = tree.get("rates", {}).get(modality, {}).get(f"ours, {name}", {}).get("32")
             if served is not None:
-                of = served["per_second"]
-                figures |= {"served": of, "cost_of_model": round(1 - of / model, 3),
-                            "cost_of_files": round(1 - of / files, 3)}  # fmt: skip
-            found.setdefault(modality, {})[name] = figures
+                figures |= _costs(served["per_second"], figures)
+            found[modality][name] = figures
+    return found
+
+
+def bare_rates(work: Path, name: RuntimeName, seconds: float) -> dict[str, dict[str, float]]:
+    """Images and texts a second of one runtime in this process, see `bare`."""
+    bundle = load_bundle(work / "bundle")
+    chosen = gated_runtime(name, bundle, cache=default_cache(work / "bundle"))
+    encoder = Encoder(bundle, runtime=chosen.runtime)
+    found: dict[str, dict[str, float]] = {}
+    for modality in MODALITIES:
+        make = bodies(modality)
+        inputs = [json.loads(make(number))["input"] for number in range(32)]
+        ready = _prepared(encoder, modality, inputs)
+        run = encoder.encode_pixels if modality == "images" else encoder.encode_token_ids
+        found[modality] = {
+            "model": _per_second(partial(run, ready), seconds),
+            "files": _per_second(partial(_whole, run, encoder, modality, inputs), seconds),
+        }
+    return found
+
+
+def _costs(served: float, bare: dict[str, float]) -> dict[str, float]:
+    """What is left of the bare rates, of the model alone and with decoding or tokenizing."""
+    costs = {f"cost_of_{what}": round(1 - served / rate, 3) for what, rate in bare.items()}
+    return {"served": served, **costs}
+
+
+def apart(
+    arguments: argparse.Namespace, names: list[RuntimeName], tree: dict[str, Any]
+) -> dict[str, Any]:
+    """What HTTP and queues cost: the server on one core, alone, and the client on another.
+
+    A client elsewhere takes nothing of the server's processors, as it does in the other parts.
+    """
+    found: dict[str, Any] = {modality: {} for modality in MODALITIES}
+    all_cores = os.sched_getaffinity(0)
+    first, second = sorted(all_cores)[:2]
+    pinned = ["env", "OMP_NUM_THREADS=1", "taskset", "-c", str(first)]
+    for name in names[1:]:
+        alone = [sys.executable, "-m", "tests.bench.bench_serve", "--alone", name]
+        alone += ["--work", str(arguments.work), "--seconds", str(arguments.seconds)]
+        done = subprocess.run([*pinned, *alone], stdout=subprocess.PIPE, text=True, check=True)
+        rates = json.loads(done.stdout.splitlines()[-1])
+        with server([*pinned, *our_command(arguments.work / "bundle", name)]) as running:
+            os.sched_setaffinity(0, {second})
+            try:
+                warm({name: running})
+                for modality in MODALITIES:
+                    tally = Tally()
+                    load(running.url, bodies(modality), concurrency=32,
+                         seconds=3 * arguments.seconds, tally=tally)  # fmt: skip
+                    served = tally.figures()["per_second"]
+                    found[modality][name] = rates[modality] | _costs(served, rates[modality])
+            finally:
+                os.sched_setaffinity(0, all_cores)
     return found
 
 

@@ -27,6 +27,20 @@ def test_embeddings_are_the_encoders_in_the_order_given(
     assert answer["usage"]["total_tokens"] == 2 * 5  # start, a, red, circle, end
 
 
+def test_a_text_is_tokenized_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was tokenized again to count what it cost."""
+    tokenized: list[str] = []
+    tokenize = Encoder.tokenize
+
+    def watched(self: Encoder, texts: list[str]) -> np.ndarray:
+        tokenized.extend(texts)
+        return tokenize(self, texts)
+
+    monkeypatch.setattr(Encoder, "tokenize", watched)
+    client.post("/v1/embeddings", json={"input": ["a circle", "seen by nobody"]})
+    assert tokenized == ["a circle", "seen by nobody"]
+
+
 def test_base64_embeddings_are_the_same_floats(client: TestClient) -> None:
     floats = client.post("/v1/embeddings", json={"input": "a circle"}).json()
     packed = client.post(
