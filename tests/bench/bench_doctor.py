@@ -55,7 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
     "SigLIP, ViT 256 wide, 8 layers, 112 px, 48 a step, Lion": {
         "model": {
             **_VIT, "image": {**_VIT["image"], "width": 256, "layers": 8},
-            "logit_scale": {"initial": 10.0, "bias": -10.0},
+            "init_logit_scale": 10.0, "init_logit_bias": -10.0,
         },
         "image": {"size": 112}, "global_batch": 48, "loss": [{"type": "siglip"}],
         "optim": {"type": "lion"},
