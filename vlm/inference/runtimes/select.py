@@ -103,7 +103,7 @@ def export_runtime(
 def gated_runtime(
     name: RuntimeName, bundle: Bundle, *, device: str = "cpu", cache: Path
 ) -> RuntimeChoice:
-    """The runtime of that name, exported first where that needs no more than the bundle.
+    """The runtime of that name, exported first if it is fp32 or bf16, which needs only the bundle.
 
     Stored figures of the same files on the same kind of machine count; otherwise it is measured on
     drawn pairs.
@@ -129,9 +129,8 @@ def gated_runtime(
 def fastest_runtime(bundle: Bundle, *, device: str = "cpu", cache: Path) -> RuntimeChoice:
     """The fastest runtime that runs here and passes the gate; the reference always does.
 
-    int8 takes part only once `export_runtime` has made it, because its ranges should come from
-    pictures like those that will be asked about. What mixed is fitted to decides nothing but how
-    near it comes, so it is made here, of drawn pairs.
+    int8 and mixed take part only once `export_runtime` has made them: what they are fitted to
+    should be pairs like those that will be asked about, and that takes minutes.
     """
     bench = _Bench(bundle, device=device, cache=cache)
     names = _CPU_CANDIDATES if device == "cpu" else _GPU_CANDIDATES
@@ -171,9 +170,12 @@ class _Bench:
         folder = self._folder(name)
         try:
             read_artefact(folder, fingerprint=info.fingerprint)
-        except BundleError:
-            if name == "openvino-int8":
-                raise
+        except BundleError as error:
+            if _exported(name) != "fp32":
+                found = str(error) if folder.is_dir() else "no exported runtime"  # without paths
+                way = f"vlm export BUNDLE --runtime openvino --precision {_OPENVINO[name]}"
+                message = f"{found}; make it: {way}"
+                raise BundleError(message) from error
             self.export(name)
         return OpenVinoRuntime(folder, precision=_OPENVINO[name])
 

@@ -137,12 +137,19 @@ def test_openvino_is_exported_once_and_again_when_it_is_damaged(
         gated_runtime("openvino-fp32", bundle, device="cuda:0", cache=cache)
 
 
-def test_int8_takes_part_only_once_it_was_exported(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["int8", "mixed"])
+def test_what_is_fitted_takes_part_only_once_it_was_exported(
+    bundle: Bundle, tmp_path: Path, precision: str
+) -> None:
     pytest.importorskip("nncf", reason="the extra openvino is not installed")
+    name = runtime_name(f"openvino-{precision}")
     bench = _Bench(bundle, device="cpu", cache=tmp_path)
-    assert "no exported runtime" in str(bench.judge("openvino-int8").refused)
+    assert bench.judge(name).refused == (
+        "no exported runtime; make it: vlm export BUNDLE --runtime openvino --precision "
+        + precision
+    )
     pairs = drawn_calibration(bundle.info.image, count=40)
-    figures = export_runtime("openvino-int8", bundle, cache=tmp_path, calibration=pairs)
+    figures = export_runtime(name, bundle, cache=tmp_path, calibration=pairs)
     assert figures.parity is not None
     assert figures.parity.calibration == "20 of 40 drawn pairs"
-    assert bench.judge("openvino-int8") == figures
+    assert bench.judge(name) == figures
