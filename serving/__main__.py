@@ -36,6 +36,7 @@ def run(settings: ServingSettings) -> None:
         "port": settings.port,
         "timeout_graceful_shutdown": settings.drain_seconds,
         "server_header": False,
+        "http": "h11",  # httptools bounds no headers: one connection could hold memory and loop
         "access_log": False,
         "log_config": None,
     }

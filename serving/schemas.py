@@ -7,6 +7,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -81,8 +82,23 @@ ImageSource = Annotated[
         }
     ),
 ]
+
+
+def _addressable(item_id: str) -> str:
+    if item_id.endswith("/thumbnail"):
+        message = "an id cannot end with /thumbnail, the path of an item's picture"
+        raise ValueError(message)
+    return item_id
+
+
 Text = Annotated[str, Field(min_length=1)]
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
+NewItemId = Annotated[
+    str,
+    Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$"),
+    AfterValidator(_addressable),
+]
+"""One that a path can name, so that the item can be asked for again."""
 ModelName = Annotated[
     str | None,
     Field(max_length=128, description="A name or fingerprint of `/v1/models`; none: the default."),
@@ -291,7 +307,7 @@ class SearchResponse(_Schema):
 
 
 class ItemIn(_Schema):
-    id: ItemId | None = None
+    id: NewItemId | None = None
     """Left out: a hash of the content."""
     image: ImageBytes | None = None
     text: Text | None = None

@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -152,6 +153,8 @@ class GuardMiddleware:
         except asyncio.CancelledError:
             if exchange.refusal is None:  # the server itself is being ended
                 raise
+        except ClientDisconnect:
+            exchange.refusal = exchange.refusal or _GONE
         except Exception as error:
             if exchange.started:
                 raise

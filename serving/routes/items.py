@@ -52,7 +52,7 @@ async def add_items(
     longest = max(len(item.text or "") for item in items)
     refuse_more_than(services.settings.max_text_characters, longest, "characters")
     new = [NewItem(id=i.id, image=i.image, text=i.text, metadata=i.metadata) for i in items]
-    retriever = await services.retriever(collection)
+    retriever = await services.retriever(collection, to_write=True)
     return AddedItems(ids=await retriever.add(new))
 
 
@@ -92,7 +92,7 @@ async def delete_items(
     body: DeleteRequest, services: ServicesDep, collection: CollectionName = None
 ) -> DeletedItems:
     """Remove items by their ids, or all that fulfil a filter; those that are not there count 0."""
-    retriever = await services.retriever(collection)
+    retriever = await services.retriever(collection, to_write=True)
     if body.ids is not None:
         return DeletedItems(deleted=await retriever.delete_many(body.ids))
     where = body.model_dump(include={"filter"}, exclude_unset=True)["filter"]
@@ -131,7 +131,7 @@ async def delete_item(
     item_id: str, services: ServicesDep, collection: CollectionName = None
 ) -> None:
     """Remove one item."""
-    await (await services.retriever(collection)).delete(item_id)
+    await (await services.retriever(collection, to_write=True)).delete(item_id)
 
 
 def _filter_of(text: str) -> dict[str, Any]:

@@ -43,15 +43,18 @@ class Services:
         """The model that a request names, or the default one; NotFoundError if there is none."""
         return self.registry.get(name).embedder
 
-    async def retriever(self, collection: str | None = None) -> Retriever:
+    async def retriever(
+        self, collection: str | None = None, *, to_write: bool = False
+    ) -> Retriever:
         """The collection that a request names, or the default one.
 
         NotFoundError if there is none, ConflictError if its model is not served.
         """
-        return (await self.collections.get(collection)).retriever
+        return (await self.collections.get(collection, to_write=to_write)).retriever
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
+    # async, or FastAPI would hand each request to a thread for this line.
     services: Services = request.app.state.services
     return services
 

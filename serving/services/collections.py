@@ -111,8 +111,11 @@ class Collections:
         """What names stand for collections."""
         return await asyncio.to_thread(self._catalog.aliases)
 
-    async def get(self, name: str | None = None) -> Collection:
+    async def get(self, name: str | None = None, *, to_write: bool = False) -> Collection:
         """The collection of a name or alias; the default one for none.
+
+        After a migration whose model is not served yet, the collection before it still answers. It
+        takes no writes: nobody would carry them over.
 
         Raises:
             NotFoundError: If there is none; the message lists those that there are.
@@ -129,7 +132,7 @@ class Collections:
                 collection = await self._open_known(known)
             except ConflictError as error:
                 # An alias was switched before its model is served: the old one goes on answering.
-                if asked not in self._last:
+                if asked not in self._last or to_write:
                     raise
                 _log.warning(
                     "an alias points to a collection that cannot be searched yet",
@@ -140,7 +143,7 @@ class Collections:
             self._last[asked] = collection
             await self.settle()
             if known.name not in self._open:  # its model was unloaded while it was being opened
-                return await self.get(name)
+                return await self.get(name, to_write=to_write)
             collection = self._open[known.name]
         return collection
 

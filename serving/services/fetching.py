@@ -148,6 +148,7 @@ class Fetcher:
             host = parts.hostname or ""
             port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
             plain = url.isascii() and url.isprintable() and " " not in url
+            plain = plain and all(0 < len(part) < 64 for part in host.removesuffix(".").split("."))
         except ValueError:
             plain, host, port = False, "", 0
         if not plain or not host or parts.username is not None or parts.password is not None:

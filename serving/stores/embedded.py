@@ -7,6 +7,7 @@ exact similarity: graph indexes at usual settings miss a quarter of the cross-mo
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import FTS, BTree, IvfFlat, IvfRq, LabelList
 
-from serving.errors import FingerprintError, NotFoundError, ServingError
+from serving.errors import BadInputError, FingerprintError, NotFoundError, ServingError
 from serving.stores.base import CollectionInfo, Effort, Hit, Item, best_first
 from serving.stores.filters import Filter
 from serving.stores.lance_sql import conjunction, filter_columns, quoted, quoted_list, sql
@@ -38,6 +39,7 @@ _REFINE = (5, 20, 80)
 _REFRESH = timedelta(0)
 # Every write leaves a version; readers that began before are long done after this. Older ones go,
 # but for snapshots and what came after them.
+_SNAPSHOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEEP_VERSIONS = timedelta(minutes=10)
 _BY_ID = {"column_name": "id", "ascending": True, "nulls_first": False}
 _PAYLOAD = ["id", "modality", "text", "metadata"]
@@ -182,6 +184,9 @@ class EmbeddedStore:
             self._table.optimize(cleanup_older_than=self._retention())
 
     def snapshot(self, name: str) -> None:
+        if not _SNAPSHOT.fullmatch(name):
+            message = f"snapshot {name[:64]!r}: a name is 1 to 64 letters, digits, '.', '-' and '_'"
+            raise BadInputError(message)
         with self._write_lock:
             self._table.checkout_latest()
             if name in self.snapshots():

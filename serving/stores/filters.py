@@ -85,6 +85,11 @@ def parse_filter(tree: Mapping[str, Any]) -> Filter:
     Raises:
         BadInputError: If one is not understood; the message names the key and what is allowed.
     """
+    try:
+        json.dumps(dict(tree), ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        message = "filter: a lone surrogate, which is half of a character and no text"
+        raise BadInputError(message) from error
     return tuple(condition for key, value in tree.items() for condition in _conditions(key, value))
 
 

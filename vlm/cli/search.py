@@ -63,7 +63,8 @@ def _filter(pairs: list[str]) -> dict[str, Any]:
 def _in_process(
     bundle: Path, index: Path, asked: str | Path, limit: int, wanted: dict[str, Any]
 ) -> list[Found]:
-    from serving.stores import DEFAULT, parse_filter  # noqa: PLC0415 - `serve` extra
+    from serving.services.asking import ask  # noqa: PLC0415 - `serve` extra
+    from serving.stores import DEFAULT, parse_filter  # noqa: PLC0415 - with it
     from vlm.inference import Encoder  # noqa: PLC0415 - torch costs seconds
 
     catalog = opened_catalog(index)
@@ -71,12 +72,16 @@ def _in_process(
     if known is None:
         message = f"{index}: no collection; make one: vlm index SHARDS --bundle {bundle}"
         raise DataError(message)
-    pixels = None if isinstance(asked, str) else decoded(asked)
+    if isinstance(asked, Path):
+        decoded(asked)  # says what is wrong with a file
     encoder = Encoder.load(bundle)
-    if isinstance(asked, str):
-        row = encoder.encode_texts([asked])[0]
-    else:
-        row = encoder.encode_images([] if pixels is None else [pixels])[0]
     store = catalog.open(known.name, fingerprint=encoder.fingerprint, dim=encoder.dim)
-    hits = store.search(row, limit, parse_filter(wanted))
+    hits = ask(
+        encoder,
+        store,
+        asked if isinstance(asked, str) else asked.read_bytes(),
+        limit=limit,
+        where=parse_filter(wanted),
+        note=known.note,
+    )
     return [Found(id=h.id, score=h.score, text=h.text, metadata=h.metadata) for h in hits]
