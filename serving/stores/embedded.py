@@ -37,9 +37,9 @@ _REFINE = (5, 20, 80)
 # Other processes write too, `vlm index` or the other workers of a server: every read looks first
 # whether there is a newer version, which costs a tenth of a millisecond.
 _REFRESH = timedelta(0)
+_SNAPSHOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Every write leaves a version; readers that began before are long done after this. Older ones go,
 # but for snapshots and what came after them.
-_SNAPSHOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEEP_VERSIONS = timedelta(minutes=10)
 _BY_ID = {"column_name": "id", "ascending": True, "nulls_first": False}
 _PAYLOAD = ["id", "modality", "text", "metadata"]

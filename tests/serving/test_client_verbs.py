@@ -143,7 +143,18 @@ def test_search_says_the_same_with_a_server_and_without(
         alone = run(*options, "--bundle", bundle, "--index", tmp_path / "i")
         assert alone == run(*options, "--server", server.url)
         assert len(alone.splitlines()) == 2
-    for name, _ in names:
+    # A text among pictures makes the ranking centred; here too, which it was not in process.
+    note = Item(
+        id="verbs-note", vector=encoder.encode_texts(["milk"])[0], modality="text", text="milk",
+        metadata={"of": "verbs"},
+    )  # fmt: skip
+    store.upsert([note])
+    noted = {"id": "verbs-note", "text": "milk", "metadata": {"of": "verbs"}}
+    httpx.post(f"{server.url}/v1/items", json={"items": [noted]})
+    options = ["search", "a red circle", "--where", "of=verbs"]
+    alone = run(*options, "--bundle", bundle, "--index", tmp_path / "i")
+    assert alone == run(*options, "--server", server.url)
+    for name in ("verbs-red", "verbs-blue", "verbs-note"):
         httpx.delete(f"{server.url}/v1/items/{name}")
     nothing = run("search", "x", "--where", "of=3", "--bundle", bundle, "--index", tmp_path / "i")
     assert nothing == "nothing found\n"

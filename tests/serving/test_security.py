@@ -332,3 +332,33 @@ def test_requests_are_logged_as_json_without_payload_or_key(
     (defect,) = [line for line in lines if line["event"] == "defect"]
     assert "hunter2" in defect["exception"]
     assert asked[1]["request_id"] == defect["request_id"]
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_defect(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It was a 500 and a traceback."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(scope, receive).body()
+
+    metrics = Metrics()
+    guard = GuardMiddleware(app, ServingSettings(), metrics)
+    messages: list[Message] = [
+        {"type": "http.disconnect"},
+        {"type": "http.request", "body": b"{", "more_body": True},
+    ]
+
+    async def receive() -> Message:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        return
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/count", "query_string": b"",
+        "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 1),
+    }  # fmt: skip
+    asyncio.run(guard(scope, receive, send))
+    assert not caplog.records
+    assert b'status="499"' in metrics.exposition()

@@ -68,6 +68,15 @@ def test_transparent_pixels_lie_over_white() -> None:
     assert decode_image(encoded(image))[0, 0].tolist() == [255, 255, 255]
 
 
+def test_gray_levels_of_16_bits_are_those_of_8() -> None:
+    """All over 255 were cut to white."""
+    gray = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4
+    buffer = io.BytesIO()
+    Image.fromarray(257 * gray).save(buffer, "PNG")
+    assert Image.open(buffer).mode.startswith("I")
+    np.testing.assert_array_equal(decode_image(buffer.getvalue())[..., 1], gray)
+
+
 def test_exif_orientation_is_honoured() -> None:
     image = Image.new("RGB", (8, 4), "white")
     exif = Image.Exif()

@@ -13,6 +13,7 @@ from vlm.config import load_config
 
 __all__ = ["train"]
 
+_PROCESSES = "VLM_PROCESSES"  # told to the ranks, so that their advice is the same command
 RESUME_ME = 75  # EX_TEMPFAIL: a scheduler should start it again
 
 
@@ -43,12 +44,16 @@ def train(
     if count > 1:
         again = [str(config), *(overrides or []), *(["--resume"] if resume else [])]
         launch = ["-m", "vlm.distributed.launch", "--standalone", "--nproc-per-node", str(count)]
+        os.environ[_PROCESSES] = str(count)
         os.execv(sys.executable, [sys.executable, *launch, "-m", "vlm", "train", *again])
     with connected_world(always_join=settings.engine.type != "torch") as world:
         console = Console(quiet=not world.is_main, soft_wrap=True)
         result = run_training(settings, world=world, console=console, resume=resume)
         if not result.finished:
-            command = shlex.join(["vlm", "train", str(config), *(overrides or []), "--resume"])
+            again = ["vlm", "train", str(config), *(overrides or []), "--resume"]
+            if _PROCESSES in os.environ:
+                again += ["--processes", os.environ[_PROCESSES]]
+            command = shlex.join(again)
             console.print(f"continue with: {command}", highlight=False)
             raise typer.Exit(RESUME_ME)
         console.print(f"trained {result.step} steps: {settings.run_folder}", highlight=False)

@@ -14,7 +14,6 @@ Workers get as long to save and stop as `--shutdown-timeout` says; torchrun's de
 """
 
 import os
-import signal
 import sys
 import traceback
 from typing import Final, NoReturn
@@ -36,8 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         torchrun.run(torchrun.parse_args(arguments))
     except ChildFailedError as error:
         return exit_code(error.failures)
-    except SignalException as error:
-        return 128 + error.sigval if error.sigval == signal.SIGINT else RESUME_ME
+    except SignalException:
+        return RESUME_ME
     except RendezvousError:
         # The host may leave before this node has seen its own workers end, however they did.
         traceback.print_exc()

@@ -69,6 +69,17 @@ class VisionTransformerTower(_OwnTower):
     patch_dropout: float = Field(0.0, ge=0, lt=1)
     """Fraction of patches dropped in training (FLIP, arXiv:2212.00794)."""
 
+    @model_validator(mode="after")
+    def _has_heads(self) -> "VisionTransformerTower":
+        heads = self.width // self.head_width
+        if not heads or self.width % heads:
+            message = (
+                f"width={self.width} cannot be shared among heads of head_width={self.head_width}: "
+                f"make the width a multiple of it"
+            )
+            raise ValueError(message)
+        return self
+
     def open_clip_config(self) -> dict[str, Any]:
         return self.model_dump(exclude={"type"})
 
@@ -157,6 +168,13 @@ class TextTransformerTower(_OwnTower):
     """The position read out: the end mark, the highest id; the last, padding or not; the first."""
     projection_bias: bool = False
     norm_eps: float = Field(1e-5, gt=0)
+
+    @model_validator(mode="after")
+    def _has_heads(self) -> "TextTransformerTower":
+        if self.width % self.heads:
+            message = f"width={self.width} cannot be shared among heads={self.heads}"
+            raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _sees_what_it_reads(self) -> "TextTransformerTower":

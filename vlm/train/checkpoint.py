@@ -94,6 +94,11 @@ class CheckpointWriter:
         self._error: Exception | None = None
         self._step = 0
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether this rank's part of the checkpoint in progress could not be written."""
+        return self._error is not None
+
     def save(
         self,
         step: int,
@@ -282,7 +287,10 @@ def load_weights(checkpoint: Checkpoint, *, ema: bool) -> dict[str, Tensor] | No
 
 
 def _none_left(place: Place, damage: list[str]) -> CheckpointError:
-    return CheckpointError(f"{place}: no checkpoint can be used. {'; '.join(damage)}")
+    return CheckpointError(
+        f"{place}: no checkpoint can be used; begin anew under another "
+        f"name (name=...). {'; '.join(damage)}"
+    )
 
 
 def _open(place: Place, step: int, *, check: bool) -> Checkpoint:
@@ -299,7 +307,7 @@ def _open(place: Place, step: int, *, check: bool) -> Checkpoint:
         for name, (size, digest) in dict(info["files"]).items() if check else ():
             _check(folder / name, size, digest)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"{path}: damaged ({error}); remove {folder} to use an older one"
+        message = f"{path}: damaged ({error})"
         raise CheckpointError(message) from error
     return checkpoint
 

@@ -1,6 +1,7 @@
 """What would go wrong with a run, and what it would cost, found out before it starts."""
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -268,6 +269,9 @@ def _disk(config: TrainConfig, probe: Probe) -> Finding:
     kept = config.keep_checkpoints if config.checkpoints is None else 0  # in the store
     needed = one * (kept + 1)  # the new one is whole before an old one goes
     existing = next(p for p in (config.output, *config.output.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        text = f"{existing} is no folder that can be written"
+        return Finding(check="disk", verdict="problem", text=text, advice="set output to one")
     free = shutil.disk_usage(existing).free
     text = (
         f"{one / _GIB:.2f} GiB a checkpoint, {needed / _GIB:.2f} GiB at most, "

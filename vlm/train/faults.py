@@ -14,9 +14,11 @@ from vlm.errors import CheckpointError, VlmError
 from vlm.files import write_text_whole
 from vlm.train.config import RecoveryConfig
 
-__all__ = ["FaultWatch", "SkippedWindow", "SkippedWindows", "advice", "disk_faults_told"]
+__all__ = ["SKIPPED", "FaultWatch", "SkippedWindow", "SkippedWindows", "advice", "disk_faults_told"]
 
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+SKIPPED = "skipped_windows.jsonl"
+"""In the run's folder."""
 _HISTORY = 100
 _ENOUGH = 20
 """Norms before a leap can be told from the ordinary."""

@@ -16,6 +16,7 @@ class Ledger:
         communicated: Seconds spent so far waiting in collectives, if they are counted; they are
             taken out of `compute` and put into `communication`.
         clock: Seconds, never falling.
+        started: When the clock began, by `clock`; none: now.
     """
 
     def __init__(
@@ -23,11 +24,12 @@ class Ledger:
         *,
         communicated: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
+        started: float | None = None,
     ) -> None:
         self._clock = clock
         self._communicated = communicated
         self._place = "startup"
-        self._since = clock()
+        self._since = clock() if started is None else started
         self._communicated_before = communicated()
         self._seconds = dict.fromkeys(PLACES, 0.0)
 

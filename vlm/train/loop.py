@@ -1,20 +1,22 @@
 """The training loop, top to bottom."""
 
+import time
 from dataclasses import dataclass
 
 import yaml
 from rich.console import Console
 from torch import Tensor
 
-from vlm.distributed import World, any_rank, watch_ranks
+from vlm.distributed import World, any_rank, barrier, watch_ranks
 from vlm.errors import VlmError
 from vlm.files import write_text_whole
 from vlm.models import set_logit_scale
 from vlm.optim import learning_rate_factor, set_learning_rates
+from vlm.train.alone import alone_in
 from vlm.train.average import update_average
 from vlm.train.checkpoint import open_writer
 from vlm.train.config import TrainConfig
-from vlm.train.faults import FaultWatch, SkippedWindows, advice, disk_faults_told
+from vlm.train.faults import SKIPPED, FaultWatch, SkippedWindows, advice, disk_faults_told
 from vlm.train.held_out import HeldOut
 from vlm.train.places import checkpoint_place
 from vlm.train.records import truncate_records
@@ -49,19 +51,38 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
 
     Raises:
         CheckpointError: If the run folder holds checkpoints and `resume` is false, they belong
-            to another configuration or dataset, or one cannot be written.
+            to another configuration or dataset, one cannot be written, or another process trains.
         DataError: If a sample cannot be read.
         VlmError: If there are more faults than `config.recovery` allows.
     """
+    started = time.monotonic()
     parts = build_parts(config, world)
+    with disk_faults_told(config.run_folder), alone_in(config.run_folder, world):
+        return _train(config, parts, world=world, console=console, resume=resume, started=started)
+
+
+def _train(
+    config: TrainConfig,
+    parts: Parts,
+    *,
+    world: World,
+    console: Console,
+    resume: bool,
+    started: float,
+) -> TrainResult:
+    """The loop, in a folder that no other process writes into."""
     facts = resume_facts(config, parts)
     step, ema = restore(config, parts, facts, resume=resume, world=world, note=console.print)
-    _prepare_folder(config, world, step)
+    _prepare_folder(config, world, step, resume=resume)
     with (
-        disk_faults_told(config.run_folder),
-        stop_on_signal() as stop,
+        stop_on_signal(tell=world.is_main) as stop,
         open_telemetry(
-            console, config, world, start_step=step, total_steps=parts.total_steps
+            console,
+            config,
+            world,
+            start_step=step,
+            total_steps=parts.total_steps,
+            started=started,
         ) as telemetry,
         open_writer(
             checkpoint_place(config),
@@ -72,8 +93,8 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
         watch_ranks(world, after_seconds=config.recovery.stuck_after_seconds) as heartbeat,
     ):
         telemetry.note(_opening(config, parts, step))
-        for advice in config.optim.advice():
-            telemetry.note(f"note: {advice}")
+        for hint in config.optim.advice():
+            telemetry.note(f"note: {hint}")
         run = _Run(config=config, parts=parts, world=world, ema=ema, step=step)
         batches = telemetry.timed(parts.stream.batches(step, parts.total_steps))
         run.held_out.restore(step)
@@ -95,7 +116,9 @@ def train(config: TrainConfig, *, world: World, console: Console, resume: bool) 
             if done is not None and (run.step % config.log_every == 0 or at_end):
                 telemetry.report(run.step, done.figures() | parts.stream.figures(run.step))
             telemetry.enter("stalls")
-            stopping = any_rank(stop.requested, world)
+            # A checkpoint that could not be written is told by `writer.save` now, not when the
+            # next one is due.
+            stopping = any_rank(stop.requested or writer.has_failed, world)
             judging = run.held_out.is_due(run.step)
             if run.step % config.checkpoint_every == 0 or at_end or stopping or judging:
                 telemetry.enter("checkpoint")
@@ -131,7 +154,7 @@ class _Run:
         self.ema = ema
         self.step = step
         self.watch = FaultWatch(config.recovery, overflows=parts.engine.scales_loss)
-        path = config.run_folder / "skipped_windows.jsonl"
+        path = config.run_folder / SKIPPED
         self.skipped = SkippedWindows(path, config.recovery, precision=config.engine.precision)
         self.held_out = HeldOut(
             config, parts.objective.memory, total_steps=parts.total_steps, world=world
@@ -222,12 +245,15 @@ def _opening(config: TrainConfig, parts: Parts, start: int) -> str:
     )
 
 
-def _prepare_folder(config: TrainConfig, world: World, step: int) -> None:
-    """Write down what is run, and drop the records of steps that will be done again."""
-    if not world.is_main:
-        return
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    with disk_faults_told(config.run_folder):
-        config.run_folder.mkdir(parents=True, exist_ok=True)
+def _prepare_folder(config: TrainConfig, world: World, step: int, *, resume: bool) -> None:
+    """Write down what is run, and drop the records of steps that will be done again.
+
+    A run that begins anew does not leave out what an earlier one of its name left out.
+    """
+    if world.is_main:
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         write_text_whole(config.run_folder / "config.yaml", text)
         truncate_records(config.run_folder / "metrics.jsonl", step)
+        if not resume:
+            (config.run_folder / SKIPPED).unlink(missing_ok=True)
+    barrier(world)

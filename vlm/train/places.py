@@ -194,7 +194,7 @@ class StorePlace:
                 for name, (size, digest) in files.items():
                     self._fetch(step, name, size, digest, present.get(name), folder)
             except (ValueError, KeyError, TypeError, MissingObjectError) as error:
-                message = f"{self.name_of(step)}: damaged ({error}); remove it to use an older one"
+                message = f"{self.name_of(step)}: damaged ({error})"
                 raise CheckpointError(message) from error
             (folder / INFO).write_bytes(text)
         return folder

@@ -60,7 +60,7 @@ def restore(
         )
         raise CheckpointError(message)
     for damage in set_aside_damaged(place, world):
-        note(f"a checkpoint is left aside: {damage}")
+        note(f"a checkpoint is left aside, under the name damaged-…: {damage}")
     checkpoint = latest_checkpoint(place, check=False)
     assert checkpoint is not None
     differing = [key for key in facts if checkpoint.facts.get(key) != facts[key]]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import jinja2
 import yaml
@@ -12,7 +13,10 @@ from vlm.files import write_text_whole
 from vlm.train.curves import chart
 from vlm.train.records import Run, read_run
 
-__all__ = ["write_run_report"]
+__all__ = ["State", "write_run_report"]
+
+State = Literal["running", "ended", "failed"]
+"""`ended`: at its last step, or because somebody asked; `failed`: by an error."""
 
 # Each chart with the figures it shows; a figure may stand for all that begin with it and "/".
 _CHARTS = (
@@ -31,7 +35,7 @@ _CHARTS = (
 )
 
 
-def write_run_report(folder: Path, *, total_steps: int, running: bool = True) -> None:
+def write_run_report(folder: Path, *, total_steps: int, state: State = "running") -> None:
     """Write `report.html` into a run folder; whole or not at all. A running one reloads itself."""
     run = read_run(folder)
     environment = jinja2.Environment(
@@ -48,7 +52,7 @@ def write_run_report(folder: Path, *, total_steps: int, running: bool = True) ->
         run=run,
         step=step,
         total_steps=total_steps,
-        state="training" if running else "finished" if step >= total_steps else "stopped",
+        state=_told(state, is_whole=step >= total_steps),
         written=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         headline=_headline(run),
         seconds={place: spent for place, spent in seconds.items() if spent >= 0.0005},
@@ -99,3 +103,9 @@ def _line(run: Run, name: str) -> list[tuple[float, float]]:
     return [
         (float(record["step"]), float(record[name])) for record in run.records if name in record
     ]
+
+
+def _told(state: State, *, is_whole: bool) -> str:
+    if state == "ended":
+        return "finished" if is_whole else "stopped"
+    return "training" if state == "running" else "failed"

@@ -18,7 +18,7 @@ from vlm.train.config import TrainConfig
 from vlm.train.flops import flops_per_sample, peak_flops
 from vlm.train.ledger import Ledger
 from vlm.train.records import SECONDS
-from vlm.train.run_report import write_run_report
+from vlm.train.run_report import State, write_run_report
 from vlm.train.sinks import Sink, open_sinks
 from vlm.types import Batch
 
@@ -34,6 +34,7 @@ class Telemetry:
         world: The ranks; rank 0 alone writes.
         start_step: Steps done before.
         total_steps: Steps of the whole run.
+        started: When the run's time begins, by `time.monotonic`; none: now.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class Telemetry:
         *,
         start_step: int,
         total_steps: int,
+        started: float | None = None,
     ) -> None:
         self._console = console
         self._total_steps = total_steps
         self._global_batch = config.global_batch
-        self._ledger = Ledger(communicated=lambda: world.waited.seconds)
+        self._ledger = Ledger(communicated=lambda: world.waited.seconds, started=started)
         self._folder = config.run_folder if world.is_main else None
         self._page_every = config.telemetry.page_every_seconds
         self._page_due = 0.0
@@ -121,7 +123,7 @@ class Telemetry:
         """Say one thing outside the regular figures."""
         self._console.print(text, highlight=False)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Leave the terminal as it was, and the page as it will stay."""
         self._note_seconds(self._window_step)
         self._profiler.stop()
@@ -130,7 +132,8 @@ class Telemetry:
         for sink in self._sinks:
             sink.close()
         if self._folder is not None:
-            write_run_report(self._folder, total_steps=self._total_steps, running=False)
+            state: State = "failed" if failed else "ended"
+            write_run_report(self._folder, total_steps=self._total_steps, state=state)
 
     def _note_seconds(self, step: int) -> dict[str, float]:
         """Write the seconds since the last time into the ledger's file, and return them."""
@@ -184,13 +187,18 @@ def open_telemetry(
     *,
     start_step: int,
     total_steps: int,
+    started: float | None = None,
 ) -> Iterator[Telemetry]:
     """A `Telemetry` that is closed at the end; see there for the arguments."""
-    telemetry = Telemetry(console, config, world, start_step=start_step, total_steps=total_steps)
+    telemetry = Telemetry(
+        console, config, world, start_step=start_step, total_steps=total_steps, started=started
+    )
     try:
         yield telemetry
-    finally:
-        telemetry.close()
+    except BaseException:
+        telemetry.close(failed=True)
+        raise
+    telemetry.close()
 
 
 def _flops_share(config: TrainConfig, world: World) -> float | None:

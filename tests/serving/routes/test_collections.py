@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.app import create_app
+from serving.services.catalogs import open_catalog
 from serving.settings import ServingSettings
 from tests.serving.wire import problem
 from tests.support import tiny_bundle
@@ -112,6 +113,30 @@ def test_a_collection_of_a_model_that_is_not_served_says_which_it_needs(
     assert "model abababababab, which is not served" in detail
     aliased = client.put("/v1/collections/later/alias", json={"collection": "foreign"})
     assert "not served" in problem(aliased, 409)
+
+
+def test_after_a_migration_nothing_is_written_until_its_model_is_served(
+    client: TestClient, settings: ServingSettings
+) -> None:
+    """It went into the old collection, and vanished when the model was loaded."""
+    note = {"items": [{"id": "before", "text": "milk"}]}
+    assert client.post("/v1/items", json=note).status_code == 201
+    folder = settings.collections_folder / "migrated"
+    folder.mkdir(parents=True)
+    told = {"format": 2, "fingerprint": "ab" * 32, "dim": 16}
+    (folder / "collection.json").write_text(json.dumps(told))
+    catalog = open_catalog(settings)
+    catalog.point("default", "migrated")  # as `vlm index migrate` does, in a process of its own
+    assert client.get("/v1/items/before").status_code == 200
+    assert client.post("/v1/search", json={"text": "milk"}).status_code == 200
+    for refused in (
+        client.post("/v1/items", json=note),
+        client.post("/v1/items/delete", json={"ids": ["before"]}),
+        client.delete("/v1/items/before"),
+    ):
+        assert "model abababababab, which is not served" in problem(refused, 409)
+    catalog.point("default", "default")
+    assert client.delete("/v1/items/before").status_code == 204
 
 
 def test_a_grown_collection_is_indexed_and_measured_by_itself(client: TestClient) -> None:

@@ -134,6 +134,22 @@ def test_pages_follow_each_other_though_items_come_and_go(client: TestClient) ->
     assert len(seen) == len(set(seen))
 
 
+def test_what_is_written_before_a_page_does_not_end_the_next(client: TestClient) -> None:
+    """Each item that sorted before the cursor took a place, and a short page ended the search."""
+    everything = ids(ask(client, text="blue", limit=16))
+    best = everything[0].split()
+    page = ask(client, text="blue", limit=4)
+    seen = ids(page)
+    for number in range(3):
+        picture_of = {"id": f"!{number}", "image": data_url(picture(*best))}
+        client.post("/v1/items", json={"items": [picture_of]})
+    while page["next"]:
+        page = ask(client, text="blue", limit=4, after=page["next"])
+        seen += ids(page)
+    client.post("/v1/items/delete", json={"ids": ["!0", "!1", "!2"]})
+    assert [item_id for item_id in seen if item_id[0] != "!"] == everything
+
+
 def test_words_are_fused_and_diversity_groups_and_hubs_change_the_order(
     client: TestClient,
 ) -> None:
@@ -185,6 +201,8 @@ def test_a_mixed_gallery_is_ranked_together(client: TestClient) -> None:
         ({"parts": [{"vector": [1.0]}]}, 422, "model: name the model"),
         ({"parts": [{"vector": [1.0]}], "model": "tiny"}, 422, "must be 16 numbers, not all 0"),
         ({"parts": [{"vector": [0.0] * 16}], "model": "tiny"}, 422, "must be 16 numbers"),
+        ({"text": "a", "filter": {"x": "\ud800"}}, 422, "lone surrogate"),
+        ({"text": "a", "filter": {"\ud800": 1}}, 422, "lone surrogate"),
         ({"text": "a", "model": "gpt"}, 404, "no model is called"),
         ({"text": "a", "after": "x"}, 422, "after: not what a page before"),
         ({"text": "a", "after": "W10=", "diversity": 0.5}, 422, "after: no further pages"),
@@ -197,4 +215,8 @@ def test_a_mixed_gallery_is_ranked_together(client: TestClient) -> None:
 def test_a_question_that_means_nothing_is_refused_in_words(
     client: TestClient, body: dict[str, Any], status: int, said: str
 ) -> None:
-    assert said in problem(client.post("/v1/search", json=body), status)
+    content = json.dumps(body)  # which escapes what is no text
+    answer = client.post(
+        "/v1/search", content=content, headers={"content-type": "application/json"}
+    )
+    assert said in problem(answer, status)

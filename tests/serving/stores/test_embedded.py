@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.errors import FingerprintError, NotFoundError, ServingError
+from serving.errors import BadInputError, FingerprintError, NotFoundError, ServingError
 from serving.stores import EmbeddedStore, Item, parse_filter
 from tests.serving.stores.samples import items, open_embedded
 
@@ -97,6 +97,13 @@ def test_a_snapshot_brings_back_what_was_there(tmp_path: Path) -> None:
     store.drop_snapshot("before")
     with pytest.raises(NotFoundError, match="no snapshot 'before'; there are: none"):
         store.restore("before")
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a b", "-a", "x" * 65])
+def test_a_snapshot_has_a_plain_name(tmp_path: Path, name: str) -> None:
+    store = EmbeddedStore(tmp_path / "i", fingerprint="a" * 64, dim=8)
+    with pytest.raises(BadInputError, match="a name is 1 to 64 letters"):
+        store.snapshot(name)
 
 
 @pytest.mark.filterwarnings("ignore:optimize:UserWarning")  # it warns of no retention at all

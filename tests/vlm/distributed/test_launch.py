@@ -61,7 +61,7 @@ def test_what_workers_ended_with_decides_what_the_node_ends_with(
     ("error", "code"),
     [
         (SignalException("stopped", signal.SIGTERM), 75),
-        (SignalException("stopped", signal.SIGINT), 130),
+        (SignalException("stopped", signal.SIGINT), 75),
         (RendezvousConnectionError("the host is gone"), 75),
     ],
 )

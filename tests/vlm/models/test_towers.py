@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from tests.support import TINY_COCA, TINY_MODEL
+from vlm.config import validate_config
 from vlm.errors import ConfigError
 from vlm.inference import Bundle, Encoder, load_bundle, save_bundle
 from vlm.models import (
@@ -282,3 +283,17 @@ def test_a_text_encoder_recomputes_its_blocks_to_the_same_gradients(bert: Path) 
         gradients.append({n: p.grad for n, p in model.text.named_parameters()})
     for name, gradient in gradients[0].items():
         assert_close(gradients[1][name], gradient)
+
+
+@pytest.mark.parametrize(
+    ("tower", "said"),
+    [
+        ({"image": {"type": "vit", "width": 32, "layers": 2}}, "width=32 .* head_width=64"),
+        ({"image": {"type": "vit", "width": 50, "head_width": 16}}, "width=50 .* head_width=16"),
+        ({"text": {"type": "transformer", "width": 32, "heads": 3}}, "width=32 .* heads=3"),
+    ],
+)
+def test_a_width_that_its_heads_cannot_share_is_told(tower: dict[str, Any], said: str) -> None:
+    """It was a traceback of torch."""
+    with pytest.raises(ConfigError, match=said):
+        validate_config(DualEncoderConfig, tower, source="x.yaml")

@@ -15,6 +15,7 @@ from tests.vlm.train.runs import (
     assert_same_weights,
     configured,
     final_weights,
+    records,
     run,
     tree,
 )
@@ -43,7 +44,7 @@ def test_a_damaged_checkpoint_is_left_aside_for_the_one_before(tmp_path: Path, n
     heard = io.StringIO()
     train(config, world=World(), console=Console(file=heard, width=500), resume=True)
     said = heard.getvalue()
-    assert re.search(r"left aside: .*step-00000012/checkpoint.json: damaged \(", said)
+    assert re.search(r"left aside, .*step-00000012/checkpoint.json: damaged \(", said)
     assert name in said
     assert "from step 8" in said
     assert (folder / "damaged-00000012").is_dir()
@@ -79,6 +80,13 @@ def test_a_full_disk_costs_no_older_checkpoint(
     with pytest.raises(CheckpointError, match="No space left on device.*free some space"):
         run(other)
     assert list((other.run_folder / "checkpoints").iterdir()) == []
+    page = (other.run_folder / "report.html").read_text()
+    assert "<p>failed: step" in page  # it said "finished"
+    # It is told at the next step, not when the next checkpoint is due.
+    long = configured(tmp_path, name="long", steps=400, checkpoint_every=100, log_every=1)
+    with pytest.raises(CheckpointError, match="step-00000100: the checkpoint could not be saved"):
+        run(long)
+    assert records(long)[-1]["step"] < 200
     assert latest_checkpoint(checkpoint_place(config)) is not None
 
 

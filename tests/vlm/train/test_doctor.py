@@ -54,6 +54,14 @@ def test_a_sound_run_is_described_and_nothing_of_it_is_left_behind(tmp_path: Pat
     assert not (tmp_path / "runs").exists()
 
 
+def test_an_output_that_is_a_file_is_a_problem(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "shards", 24)
+    (tmp_path / "file").write_text("mine")
+    found = findings(configured(tmp_path, output=str(tmp_path / "file")), tmp_path)
+    assert found["disk"].verdict == "problem"
+    assert "no folder that can be written" in found["disk"].text
+
+
 def test_what_is_wrong_is_said_with_what_to_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

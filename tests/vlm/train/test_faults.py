@@ -95,7 +95,7 @@ def test_a_poisoned_step_is_left_out_and_a_resumed_run_leaves_out_the_same(tmp_p
     other.run_folder.mkdir()
     record = config.run_folder / "skipped_windows.jsonl"
     (other.run_folder / record.name).write_text(record.read_text())
-    run(other)
+    run(other, resume=True)
     assert_same_weights(config, other)
 
 
@@ -106,6 +106,10 @@ def test_faults_without_a_checkpoint_or_a_budget_end_the_run(tmp_path: Path) -> 
     never = configured(tmp_path, name="never", checkpoint_every=2, recovery={"max_rollbacks": 0})
     with pytest.raises(VlmError, match="nan at step 8, .* rolled back 0 times") as told:
         poisoned(World(), never, 7)
+    # What the first left out is not left out by another that begins anew under its name.
+    assert (early.run_folder / "skipped_windows.jsonl").is_file()
+    run(early)
+    assert not (early.run_folder / "skipped_windows.jsonl").exists()
     assert never.engine.precision == "fp32"
     assert "lr or lengthen the warm-up, then" in str(told.value)  # not: "use fp32", as it once said
 
