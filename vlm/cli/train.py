@@ -13,7 +13,6 @@ from vlm.config import load_config
 
 __all__ = ["train"]
 
-_PROCESSES = "VLM_PROCESSES"  # told to the ranks, so that their advice is the same command
 RESUME_ME = 75  # EX_TEMPFAIL: a scheduler should start it again
 
 
@@ -28,6 +27,9 @@ def train(
     processes: Annotated[
         int | None,
         typer.Option(min=1, help="Ranks on this machine; by default one for each CUDA device."),
+    ] = None,
+    of: Annotated[
+        int | None, typer.Option(hidden=True, help="How many were started so, for the advice.")
     ] = None,
 ) -> None:
     """Train the run that CONFIG describes; Ctrl-C saves a checkpoint and stops.
@@ -44,15 +46,16 @@ def train(
     if count > 1:
         again = [str(config), *(overrides or []), *(["--resume"] if resume else [])]
         launch = ["-m", "vlm.distributed.launch", "--standalone", "--nproc-per-node", str(count)]
-        os.environ[_PROCESSES] = str(count)
-        os.execv(sys.executable, [sys.executable, *launch, "-m", "vlm", "train", *again])
+        os.execv(
+            sys.executable,
+            [sys.executable, *launch, "-m", "vlm", "train", *again, "--of", str(count)],
+        )
     with connected_world(always_join=settings.engine.type != "torch") as world:
         console = Console(quiet=not world.is_main, soft_wrap=True)
         result = run_training(settings, world=world, console=console, resume=resume)
         if not result.finished:
             again = ["vlm", "train", str(config), *(overrides or []), "--resume"]
-            if _PROCESSES in os.environ:
-                again += ["--processes", os.environ[_PROCESSES]]
+            again += [] if of is None else ["--processes", str(of)]
             command = shlex.join(again)
             console.print(f"continue with: {command}", highlight=False)
             raise typer.Exit(RESUME_ME)
