@@ -93,11 +93,7 @@ def _addressable(item_id: str) -> str:
 
 Text = Annotated[str, Field(min_length=1)]
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
-NewItemId = Annotated[
-    str,
-    Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$"),
-    AfterValidator(_addressable),
-]
+NewItemId = Annotated[ItemId, Field(pattern=r"^[^\x00-\x1f\x7f]+$"), AfterValidator(_addressable)]
 """One that a path can name, so that the item can be asked for again."""
 ModelName = Annotated[
     str | None,

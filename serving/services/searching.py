@@ -234,13 +234,13 @@ class Searcher:
         wanted = question.limit + len(own) + last.seen
         if not question.is_plain:
             wanted = max(HUB_CANDIDATES, 5 * wanted)
-        ranked = await self._ranked(question, query, wanted, is_centred)
-        hits = [hit for hit in ranked if hit.id not in own and best_first(hit) > last.key]
-        while question.after and len(hits) < question.limit and wanted <= len(ranked) < _MAX_DEPTH:
-            # What was written since the page before has pushed the rest of it further down.
-            wanted *= 2
+        while True:
             ranked = await self._ranked(question, query, wanted, is_centred)
             hits = [hit for hit in ranked if hit.id not in own and best_first(hit) > last.key]
+            is_short = question.after is not None and len(hits) < question.limit
+            if not is_short or not wanted <= len(ranked) < _MAX_DEPTH:
+                break
+            wanted *= 2  # what was written since the page before has pushed the rest further down
         if question.reduce_hubs and is_centred:
             message = "reduce_hubs: is of plain cosines; ask with geometry raw"
             raise BadInputError(message)

@@ -123,7 +123,7 @@ class Telemetry:
         """Say one thing outside the regular figures."""
         self._console.print(text, highlight=False)
 
-    def close(self, *, failed: bool = False) -> None:
+    def close(self, state: State = "ended") -> None:
         """Leave the terminal as it was, and the page as it will stay."""
         self._note_seconds(self._window_step)
         self._profiler.stop()
@@ -132,7 +132,6 @@ class Telemetry:
         for sink in self._sinks:
             sink.close()
         if self._folder is not None:
-            state: State = "failed" if failed else "ended"
             write_run_report(self._folder, total_steps=self._total_steps, state=state)
 
     def _note_seconds(self, step: int) -> dict[str, float]:
@@ -196,7 +195,7 @@ def open_telemetry(
     try:
         yield telemetry
     except BaseException:
-        telemetry.close(failed=True)
+        telemetry.close("failed")
         raise
     telemetry.close()
 

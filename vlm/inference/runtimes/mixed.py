@@ -13,7 +13,7 @@ rounds what its layers add up, and what tells one image from another is a small 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -135,8 +135,8 @@ def _input_means(openvino: Any, tower: Any, batches: Sequence[np.ndarray]) -> di
         axes = np.arange(len(layer.get_input_partial_shape(0)) - 1)
         probed.add_outputs(ops.reduce_mean(layer.input_value(0), axes, False).output(0))
     sums = [np.zeros(_weights(layer).shape[1]) for layer in layers]
-    for batch in batches:
-        for total, mean in zip(sums, _outputs(openvino, probed, [batch])[1:], strict=True):
+    for batch, (_, *means) in zip(batches, _each(openvino, probed, batches), strict=True):
+        for total, mean in zip(sums, means, strict=True):
             total += len(batch) * mean
     count = sum(map(len, batches))
     return {
@@ -171,10 +171,14 @@ def _rounded(openvino: Any, tower: Any, means: dict[str, np.ndarray]) -> Any:
 
 def _outputs(openvino: Any, tower: Any, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Each output over all batches, one after another."""
+    found = _each(openvino, tower, batches)
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+def _each(openvino: Any, tower: Any, batches: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """The outputs of each batch, of a network that is compiled once."""
     options = {"INFERENCE_PRECISION_HINT": "f32"}
     request = openvino.Core().compile_model(tower, "CPU", options).create_infer_request()
-    found = []
     for batch in batches:
         results = request.infer({0: np.ascontiguousarray(batch)})
-        found.append([np.array(results[n]) for n in range(len(tower.outputs))])
-    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        yield [np.array(results[n]) for n in range(len(tower.outputs))]

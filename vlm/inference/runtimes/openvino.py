@@ -33,6 +33,7 @@ from vlm.models import Model
 from vlm.preprocess import ImageConfig
 
 __all__ = [
+    "OPENVINO_NAMES",
     "OpenVinoRuntime",
     "Precision",
     "export_openvino",
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 Precision = Literal["fp32", "bf16", "mixed", "int8"]
-_NAMES: Final[dict[Precision, RuntimeName]] = {
+OPENVINO_NAMES: Final[dict[Precision, RuntimeName]] = {
     "fp32": "openvino-fp32",
     "bf16": "openvino-bf16",
     "mixed": "openvino-mixed",
@@ -65,7 +66,7 @@ class OpenVinoRuntime:
     """
 
     def __init__(self, folder: Path, *, precision: Precision) -> None:
-        self.name: RuntimeName = _NAMES[precision]
+        self.name: RuntimeName = OPENVINO_NAMES[precision]
         self._image = _Tower(folder / "image.xml", _HINTS[precision])
         self._text = _Tower(folder / "text.xml", _HINTS[precision])
 

@@ -21,6 +21,7 @@ from vlm.inference.runtimes.figures import (
     store_figures,
 )
 from vlm.inference.runtimes.openvino import (
+    OPENVINO_NAMES,
     OpenVinoRuntime,
     Precision,
     export_openvino,
@@ -44,10 +45,7 @@ _CPU_CANDIDATES: Final[tuple[RuntimeName, ...]] = (
     "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "openvino-mixed",
     "openvino-int8",
 )  # fmt: skip
-_OPENVINO: Final[dict[RuntimeName, Precision]] = {
-    "openvino-fp32": "fp32", "openvino-bf16": "bf16", "openvino-mixed": "mixed",
-    "openvino-int8": "int8",
-}  # fmt: skip
+_OPENVINO: Final[dict[RuntimeName, Precision]] = {n: p for p, n in OPENVINO_NAMES.items()}
 _GPU_CANDIDATES: Final[tuple[RuntimeName, ...]] = ("torch-fp32", "torch-bf16")
 _SPEED_BATCH: Final = 8
 
