@@ -1,6 +1,7 @@
 """`python -m serving --bundle B --index I [key=value …]`: settings from file, flags, overrides."""
 
 import argparse
+import functools
 import sys
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import uvicorn
 
 from serving.logs import configure_logging
 from serving.places import claim_place
+from serving.protocol import HeadTimeoutProtocol
 from serving.settings import (
     ServingSettings,
     hand_to_workers,
@@ -36,7 +38,8 @@ def run(settings: ServingSettings) -> None:
         "port": settings.port,
         "timeout_graceful_shutdown": settings.drain_seconds,
         "server_header": False,
-        "http": "h11",  # httptools bounds no headers: one connection could hold memory and loop
+        # Not httptools, which bounds no headers: one connection could hold memory and loop.
+        "http": functools.partial(HeadTimeoutProtocol, head_seconds=settings.head_seconds),
         "access_log": False,
         "log_config": None,
     }

@@ -35,6 +35,7 @@ from serving.services.label_sets import LabelSets
 from serving.services.registry import Registry
 from serving.settings import ServingSettings
 from serving.tracing import Tracing, otlp_provider
+from serving.wording import in_words
 
 __all__ = ["create_app"]
 
@@ -147,11 +148,7 @@ async def _store_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    lines = [
-        f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}"
-        for detail in error.errors()
-    ]
-    return problem_response(422, "; ".join(lines), request.scope)
+    return problem_response(422, in_words(error.errors()), request.scope)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -180,6 +180,8 @@ class ServingSettings(Config):
     """Rows of texts and images that are remembered, of all models together; 0: none."""
     request_seconds: float = Field(60, gt=0)
     """How long a request may take before it is given up with 504; a client may ask for less."""
+    head_seconds: float = Field(10, gt=0)
+    """How long a connection may take to bring the headers of a request; then it is closed."""
     decode_threads: int = Field(2, ge=1)
     log_format: Literal["text", "json"] = "text"
     access_log: bool = False

@@ -135,6 +135,13 @@ async def point_alias(name: str, body: AliasIn, services: ServicesDep) -> Collec
     return await list_collections(services)
 
 
+@router.delete("/{name}/alias")
+async def remove_alias(name: str, services: ServicesDep) -> CollectionsOut:
+    """Let a name stand for nothing any more; the collection stays."""
+    await services.collections.unpoint(name)
+    return await list_collections(services)
+
+
 async def _described(collection: Collection) -> CollectionOut:
     store, info = collection.store, collection.embedder.info
     items, texts, indexed = await asyncio.to_thread(

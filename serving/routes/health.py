@@ -15,12 +15,14 @@ router = APIRouter(tags=["operations"])
 _log = logging.getLogger("serving")
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def alive() -> Health:
     """The process answers."""
     return Health(status="alive")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": Health}})
 async def ready(services: ServicesDep) -> JSONResponse:
     """Models compute and the collection answers: a worker with a broken model is not ready."""

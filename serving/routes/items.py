@@ -21,6 +21,7 @@ from serving.schemas import (
     ListedItem,
 )
 from serving.services.retrieval import NewItem
+from serving.wording import in_words
 
 __all__ = ["CollectionName", "router", "thumbnail_path"]
 
@@ -139,8 +140,7 @@ def _filter_of(text: str) -> dict[str, Any]:
         return _FILTER.dump_python(_FILTER.validate_json(text), exclude_unset=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(["query.filter", *(str(part) for part in first["loc"])])
-        message = f"{place}: {first['msg']}"
+        message = in_words([{**first, "loc": ("query", "filter", *first["loc"])}])
         raise BadInputError(message) from error
 
 

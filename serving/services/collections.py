@@ -206,7 +206,9 @@ class Collections:
                 raise ConflictError(message)
             for alias, target in (await self.aliases()).items():
                 if name in (alias, target):
-                    message = f"alias {alias!r} points to {target!r}; point it elsewhere first"
+                    message = (
+                        f"alias {alias!r} points to {target!r}; point it elsewhere, or remove it"
+                    )
                     raise ConflictError(message)
             if name not in await self.names():
                 raise await self._none_of(name)
@@ -240,6 +242,18 @@ class Collections:
             await asyncio.to_thread(self._catalog.point, alias, name)
             self._last.pop(alias, None)
             await self.settle()
+
+    async def unpoint(self, alias: str) -> None:
+        """Take an alias away; what it stood for stays.
+
+        Raises:
+            NotFoundError: If there is no such alias.
+        """
+        aliases = await self.aliases()
+        if alias not in aliases:
+            message = f"no alias {alias[:64]!r}; there are: {', '.join(sorted(aliases)) or 'none'}"
+            raise NotFoundError(message)
+        await self.point(alias, alias)
 
     async def measure(self, collection: Collection) -> Measurement:
         """Index and measure a collection now.

@@ -158,7 +158,7 @@ def test_an_upload_stores_one_item(server: Server) -> None:
     ("path", "body", "said"),
     [
         ("/v1/classify", {"images": [], "labels": ["a"]}, "body.images"),
-        ("/v1/classify", {"labels": ["a"]}, "body.images: Field required"),
+        ("/v1/classify", {"labels": ["a"]}, "body.images: is missing"),
         ("/v1/classify", {"images": ["%%"], "labels": ["a"]}, "body.images.0"),
         ("/v1/classify", {"images": ["aGk="], "labels": ["a"]}, "images.0: not a readable image"),
         ("/v1/classify", {"images": [data_url(RED)], "labels": [""]}, "body.labels.0"),

@@ -80,6 +80,9 @@ def test_an_alias_is_switched_between_one_request_and_the_next(client: TestClien
     taken = client.put("/v1/collections/day/alias", json={"collection": "night"})
     assert "is a collection" in problem(taken, 409)
     assert "is an alias" in problem(client.put("/v1/collections/now"), 409)
+    assert client.delete("/v1/collections/now/alias").json()["aliases"] == {}
+    assert "there are: none" in problem(client.delete("/v1/collections/now/alias"), 404)
+    client.put("/v1/collections/now/alias", json={"collection": "day"})
     client.put("/v1/collections/now/alias", json={"collection": "now"})
     assert client.get("/v1/collections").json()["aliases"] == {}
     client.put("/v1/collections/default/alias", json={"collection": "day"})

@@ -1,0 +1,56 @@
+"""HTTP/1.1 of uvicorn's, which also ends a connection whose request does not arrive.
+
+uvicorn bounds how long a connection may idle between requests, not how long the first one, or the
+head of any, may take to come in. The body has the time of its request.
+"""
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+__all__ = ["HeadTimeoutProtocol"]
+
+
+class HeadTimeoutProtocol(H11Protocol):
+    """Closes a connection on which a request's head is not whole in time.
+
+    Args:
+        head_seconds: From the connection, or the first byte of a later request, to the empty line.
+        arguments: uvicorn's.
+    """
+
+    def __init__(self, *, head_seconds: float, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._head_seconds = head_seconds
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn narrows it
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._head_seconds, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        """Like uvicorn's end of an idle connection: nobody has asked, so nothing is answered."""
+        self._head_timer = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()
