@@ -130,7 +130,8 @@ def test_training_alone_starts_a_rank_for_each_device_of_the_machine(
     CliRunner().invoke(app, ["train", str(path), "--processes", "2"])
     launch = "-m vlm.distributed.launch --standalone --nproc-per-node"
     assert [" ".join(each) for each in started] == [
-        f"{launch} 4 -m vlm train {path} seed=1 --resume", f"{launch} 2 -m vlm train {path}"
+        f"{launch} 4 -m vlm train {path} seed=1 --resume --of 4",
+        f"{launch} 2 -m vlm train {path} --of 2",
     ]  # fmt: skip
     assert ranks_to_start(1) == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
