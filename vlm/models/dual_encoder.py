@@ -18,6 +18,7 @@ from vlm.config import Config
 from vlm.errors import ConfigError
 from vlm.models.checkpoints import find_checkpoint
 from vlm.models.freezing import FreezeConfig, evaluate_frozen
+from vlm.models.last_block import read_out_one_position, reads_end_mark, run_to_position
 from vlm.models.towers import ImageTower, TextTower
 from vlm.types import DualEncoderOutput
 
@@ -128,6 +129,8 @@ class DualEncoder(nn.Module):
         clip = _open_clip_model(open_clip_config)
         self.image: nn.Module = clip.visual
         self.text: nn.Module = clip.text
+        read_out_one_position(self.image)
+        read_out_one_position(self.text)
         self.log_logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1).clone())
         bias = clip.logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(bias.detach().reshape(1).clone())
@@ -272,14 +275,13 @@ def _text_features(tower: Any, token_ids: Int64[Tensor, "batch token"]) -> Tenso
     length = token_ids.shape[1]
     if hasattr(tower, "pooler"):  # of transformers: takes any length, and masks its own padding
         return tower(token_ids)
-    causal = getattr(tower, "attn_mask", None) is not None and tower.cls_emb is None
-    if not causal or tower.pool_type != "argmax" or tower.use_pad_mask or tower.output_tokens:
+    if not reads_end_mark(tower):
         missing = tower.context_length - length if hasattr(tower, "context_length") else 0
         return tower(F.pad(token_ids, (0, missing)))
     hidden = tower.token_embedding(token_ids) + tower.positional_embedding[:length]
-    hidden = tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length])
     ends = token_ids.argmax(dim=1)  # the end mark has the highest id
-    pooled = tower.ln_final(hidden[torch.arange(hidden.shape[0], device=hidden.device), ends])
+    mask = tower.attn_mask[:length, :length]
+    pooled = tower.ln_final(run_to_position(tower.transformer, hidden, mask, ends))
     if isinstance(tower.text_projection, nn.Linear):
         return tower.text_projection(pooled)
     return pooled if tower.text_projection is None else pooled @ tower.text_projection

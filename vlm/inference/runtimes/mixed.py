@@ -26,7 +26,7 @@ __all__ = ["Choice", "mixed_tower"]
 
 _ALLOWED: Final = 0.95 * (1 - MIN_COSINE)
 """Of mean cosine, on the calibration pairs: a little less than the gate allows on others."""
-_LEAST_SHARE: Final = 0.02
+_LEAST_SHARE: Final = 0.01
 """Of a tower's weights; less is not worth trying."""
 _SPLIT: Final = np.float32(2**16 + 1)
 """Dekker's factor: leaves the 8 leading bits of a float32's 24."""
