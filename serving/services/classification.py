@@ -1,5 +1,6 @@
 """Zero-shot classification of images among classes."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -23,6 +24,7 @@ __all__ = [
     "Mode",
     "Prediction",
     "Verdict",
+    "check_labels",
     "check_mode",
     "classify",
     "described_classes",
@@ -72,6 +74,14 @@ class Verdict:
     """Whether no class is probable enough; None where no threshold was given."""
 
 
+def check_labels(labels: Sequence[str], place: str) -> None:
+    """Raise BadInputError if two are equal: they would share what is one label's probability."""
+    doubled = [label for label, count in Counter(labels).items() if count > 1]
+    if doubled:
+        message = f"{place}: the label {min(doubled)[:64]!r} is given twice"
+        raise BadInputError(message)
+
+
 async def described_classes(
     embedder: Embedder, labels: Sequence[str], templates: Sequence[str]
 ) -> Classes:
@@ -84,8 +94,9 @@ async def described_classes(
             embeddings of all are averaged.
 
     Raises:
-        BadInputError: If a template is neither.
+        BadInputError: If a template is neither, or two labels are equal.
     """
+    check_labels(labels, "labels")
     prompts = [prompts_of(label, templates) for label in labels]
     rows = await embedder.text_rows([prompt for some in prompts for prompt in some])
     means = rows.reshape(len(labels), len(prompts[0]), -1).mean(axis=1)

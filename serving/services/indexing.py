@@ -38,7 +38,12 @@ class Pair:
 
 
 def index_pairs(
-    encoder: Encoder, store: Store, pairs: Iterable[Pair], *, progress: Callable[[int, int], None]
+    encoder: Encoder,
+    store: Store,
+    pairs: Iterable[Pair],
+    *,
+    progress: Callable[[int, int], None],
+    broken: Callable[[str], None] | None = None,
 ) -> tuple[int, int]:
     """Embed the images of pairs and store them; ids that are there already are skipped.
 
@@ -50,20 +55,21 @@ def index_pairs(
         store: Where they go.
         pairs: In any order.
         progress: Called after each chunk with (stored, skipped) so far.
+        broken: Told of each pair whose image cannot be decoded, with the reason; it is skipped.
 
     Returns:
         Pairs stored and pairs skipped.
 
     Raises:
-        DataError: If an image cannot be decoded; the message names the pair.
+        DataError: If an image cannot be decoded, and nobody is to be told; the message names it.
     """
     stored = skipped = 0
     iterator = iter(pairs)
     while chunk := list(itertools.islice(iterator, _CHUNK)):
         known = store.existing([pair.id for pair in chunk])
-        fresh = [pair for pair in chunk if pair.id not in known]
+        fresh = _items(encoder, [pair for pair in chunk if pair.id not in known], broken)
         if fresh:
-            store.upsert(_items(encoder, fresh))
+            store.upsert(fresh)
         stored, skipped = stored + len(fresh), skipped + len(chunk) - len(fresh)
         progress(stored, skipped)
     if stored:
@@ -130,14 +136,20 @@ def embed_again(encoder: Encoder, items: list[Item]) -> list[np.ndarray]:
     return [next(images if item.modality == "image" else words) for item in items]
 
 
-def _items(encoder: Encoder, pairs: list[Pair]) -> list[Item]:
-    images = []
+def _items(encoder: Encoder, pairs: list[Pair], broken: Callable[[str], None] | None) -> list[Item]:
+    sound, images = [], []
     for pair in pairs:
         try:
             images.append(decode_image(pair.image, min_side=encoder.info.image.decode_side()))
         except DataError as error:
             message = f"{pair.id}: {error}"
-            raise DataError(message) from error
+            if broken is None:
+                raise DataError(message) from error
+            broken(message)
+        else:
+            sound.append(pair)
+    if not sound:
+        return []
     rows: np.ndarray = encoder.encode_images(images)
     return [
         Item(
@@ -147,5 +159,5 @@ def _items(encoder: Encoder, pairs: list[Pair]) -> list[Item]:
             metadata=pair.metadata,
             thumbnail=make_thumbnail(image),
         )
-        for pair, row, image in zip(pairs, rows, images, strict=True)
+        for pair, row, image in zip(sound, rows, images, strict=True)
     ]

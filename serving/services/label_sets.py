@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from serving.errors import BadInputError, NotFoundError
-from serving.services.classification import Classes, Mode, prompts_of
+from serving.services.classification import Classes, Mode, check_labels, prompts_of
 from serving.services.embedding import Embedder
 from vlm.config import Config
 from vlm.files import write_text_whole
@@ -208,11 +208,7 @@ class LabelSets:
 
 def check_label_set(label_set: LabelSet) -> None:
     """Raise BadInputError if two labels are equal, or a template has no place for one."""
-    labels = [c.label for c in label_set.classes]
-    doubled = sorted({label for label in labels if labels.count(label) > 1})
-    if doubled:
-        message = f"classes: the label {doubled[0][:64]!r} is given twice"
-        raise BadInputError(message)
+    check_labels([c.label for c in label_set.classes], "classes")
     for c in label_set.classes:
         if c.prompts is None:
             prompts_of(c.label, label_set.templates)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -30,6 +30,7 @@ Index = Annotated[
         "default: beside the bundle."
     ),
 ]
+_SHOWN: Final = 5
 Target = Annotated[float, typer.Option(min=0, max=1, help="Recall@10 that an index must reach.")]
 ExactBelow = Annotated[int, typer.Option(min=1, help="Of fewer items every one is compared.")]
 
@@ -88,14 +89,27 @@ def index(
     report = Report(console, total)
     items = _items(embedded, encoder.fingerprint)
     stored, skipped = index_items(store, items, progress=report)
+    broken: list[str] = []
     more, known = index_pairs(
-        encoder, store, pairs_of(raw), progress=lambda s, k: report(stored + s, skipped + k)
+        encoder,
+        store,
+        pairs_of(raw),
+        progress=lambda s, k: report(stored + s, skipped + k),
+        broken=broken.append,
     )
-    stored, skipped = stored + more, skipped + known
+    stored, skipped = stored + more, skipped + known - len(broken)
     console.print(
         f"{stored} images indexed, {skipped} were there already: {catalog.describe(name)}",
         highlight=False,
     )
+    if broken:
+        shown = "".join(f"\n  {line}" for line in broken[:_SHOWN])
+        more_text = f"\n  and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+        console.print(
+            f"{len(broken)} were left out, whose images cannot be read:{shown}{more_text}",
+            highlight=False,
+            markup=False,
+        )
     tune(console, encoder, store, catalog, name, target, exact_below)
 
 

@@ -48,7 +48,7 @@ def serve(
         ]
     )
     Console(soft_wrap=True).print(
-        f"serving {info.name} ({info.fingerprint[:12]}) at http://{host}:{port}, "
+        f"starting {info.name} ({info.fingerprint[:12]}) for http://{host}:{port}, "
         f"the API at http://{host}:{port}/docs; Ctrl-C ends it",
         highlight=False,
     )

@@ -73,6 +73,7 @@ def test_independent_labels_need_a_model_with_a_bias(client: TestClient, tmp_pat
     [
         ({"labels": []}, "body.labels"),
         ({"labels": [""]}, "body.labels.0"),
+        ({"labels": ["a", "b", "a"]}, "the label 'a' is given twice"),
         ({"labels": ["x" * 2001]}, "2001 characters of a label or template"),
         ({"templates": ["{}" + "x" * 2000]}, "2002 characters of a label or template"),
         ({"templates": ["no place"]}, "no {} where the label goes"),

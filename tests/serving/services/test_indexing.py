@@ -51,6 +51,18 @@ def test_an_interrupted_import_is_completed_by_the_next(
     assert store.count() == 300
 
 
+def test_a_damaged_image_is_told_and_costs_no_other(encoder: Encoder, store: EmbeddedStore) -> None:
+    broken: list[str] = []
+    some = [*pairs(2), Pair(id="broken-7", image=b"no image", text="?"), *pairs(3)[2:]]
+    done = index_pairs(encoder, store, some, progress=lambda *_: None, broken=broken.append)
+    assert done == (3, 1)
+    assert len(broken) == 1
+    assert broken[0].startswith("broken-7: not a readable image")
+    again = index_pairs(encoder, store, some, progress=lambda *_: None, broken=broken.append)
+    assert again == (0, 4)
+    assert store.count() == 3
+
+
 def test_a_damaged_image_is_named(encoder: Encoder, store: EmbeddedStore) -> None:
     damaged = [*pairs(2), Pair(id="broken-7", image=b"no image", text="?")]
     with pytest.raises(DataError, match="broken-7: not a readable image"):
