@@ -7,7 +7,6 @@ nothing: 5/6 of a block's products, 7% of a tower of 12 blocks. Rows stay equal 
 
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -59,19 +58,21 @@ class LastBlock(nn.Module):
             mask = None if attn_mask is None else attn_mask[self._place]
         else:
             row, query = _at(rows, positions), _at(normed, positions)
-            # One row of the mask a sample, and again for each of its heads.
-            seen = None if attn_mask is None else attn_mask[positions][:, None]
-            mask = None if seen is None else seen.repeat_interleave(self.attn.num_heads, dim=0)
+            mask = None if attn_mask is None else self._for_heads(attn_mask[positions])
         mask = None if mask is None else mask.to(query.dtype)
         row = row + self.ls_1(
             self.attn(query, normed, normed, need_weights=False, attn_mask=mask)[0]
         )
         return row + self.ls_2(self.mlp(self.ln_2(row)))
 
+    def _for_heads(self, seen: Tensor) -> Tensor:
+        """[batch memory] -> [batch * head 1 memory], as torch's attention asks for."""
+        return seen[:, None].expand(-1, self.attn.num_heads, -1).flatten(0, 1)[:, None]
+
 
 def _at(rows: Tensor, positions: Tensor) -> Tensor:
     """[batch position width] -> [batch 1 width]."""
-    return rows[torch.arange(len(rows), device=rows.device), positions][:, None]
+    return rows.gather(1, positions[:, None, None].expand(-1, 1, rows.shape[2]))
 
 
 def read_out_one_position(tower: nn.Module) -> None:
