@@ -14,6 +14,7 @@ Workers get as long to save and stop as `--shutdown-timeout` says; torchrun's de
 """
 
 import os
+import signal
 import sys
 import traceback
 from typing import Final, NoReturn
@@ -23,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError
 
-__all__ = ["exit_code", "main"]
+__all__ = ["deaths", "exit_code", "main"]
 
 RESUME_ME: Final = 75
 _SETTLED: Final = 2
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         torchrun.run(torchrun.parse_args(arguments))
     except ChildFailedError as error:
+        sys.stderr.write(deaths(error.failures))
         return exit_code(error.failures)
     except SignalException:
         return RESUME_ME
@@ -55,6 +57,20 @@ def exit_code(failures: dict[int, ProcessFailure]) -> int:
             return code
     first = min(failures.values(), key=lambda failure: failure.timestamp).exitcode
     return 128 - first if first < 0 else first
+
+
+def deaths(failures: dict[int, ProcessFailure]) -> str:
+    """A line for each rank that a signal killed, which could say nothing itself."""
+    lines = []
+    for rank, failure in sorted(failures.items()):
+        if failure.exitcode < 0 and -failure.exitcode not in (signal.SIGTERM, signal.SIGINT):
+            name = signal.Signals(-failure.exitcode).name
+            why = ", often for want of memory" if name == "SIGKILL" else ""
+            lines.append(
+                f"rank {rank} was killed by {name}{why}; with --resume the run goes on from its "
+                f"last checkpoint\n"
+            )
+    return "".join(lines)
 
 
 def _end(code: int) -> NoReturn:

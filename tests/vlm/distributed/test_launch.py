@@ -75,6 +75,14 @@ def test_a_node_that_others_ended_is_resumed_too(
     assert launch.main(["worker.py"]) == code
 
 
+def test_a_killed_rank_is_named_for_it_cannot_say_so_itself() -> None:
+    found = launch.deaths({0: failure(1), 1: failure(-signal.SIGKILL), 2: failure(-signal.SIGTERM),
+                           3: failure(-signal.SIGSEGV)})  # fmt: skip
+    first, second = found.splitlines()
+    assert first.startswith("rank 1 was killed by SIGKILL, often for want of memory; with --resume")
+    assert second.startswith("rank 3 was killed by SIGSEGV; with --resume")
+
+
 def test_the_code_that_means_resume_is_the_trainers() -> None:
     assert launch.RESUME_ME == RESUME_ME
 
