@@ -45,7 +45,7 @@ def line(plan: MixturePlan, steps: int, *, size: int = 1) -> list[tuple[int, int
 weights = st.lists(st.floats(0.01, 10), min_size=2, max_size=4)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(weights=weights, size=st.sampled_from([2, 3, 4, 6]), start=st.integers(0, 10**9))
 def test_the_mixture_is_the_same_for_any_number_of_ranks_anywhere(
     weights: list[float], size: int, start: int
@@ -57,7 +57,7 @@ def test_the_mixture_is_the_same_for_any_number_of_ranks_anywhere(
         assert np.concatenate([part[axis] for part in parts]).tolist() == whole[axis].tolist()
 
 
-@settings(deadline=None, max_examples=25)  # half a second each
+@settings(deadline=None, max_examples=10)  # a second each
 @given(weights=weights, steps=st.integers(1, 40))
 def test_each_source_gives_its_samples_in_its_own_order_and_the_counts_are_told(
     weights: list[float], steps: int
@@ -70,7 +70,7 @@ def test_each_source_gives_its_samples_in_its_own_order_and_the_counts_are_told(
         assert rows == own.rows_at(np.arange(len(rows))).tolist() if rows else True
 
 
-@settings(deadline=None, max_examples=25)  # half a second each
+@settings(deadline=None, max_examples=10)  # a second each
 @given(weights=weights, step=st.integers(0, 10**8))
 def test_every_batch_holds_the_sources_nearly_in_proportion(
     weights: list[float], step: int

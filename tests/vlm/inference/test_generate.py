@@ -114,18 +114,19 @@ def test_a_wide_beam_finds_the_best_of_all_captions(seed: int, penalty: float) -
     vocab, longest = 4, 4
     model = build(vocab, seed=seed, sharpness=6.0)
     rows = image_rows(model, 5)
-    captions = [
-        (*words, vocab - 1)
+    by_length: list[list[tuple[int, ...]]] = [
+        [(*words, vocab - 1) for words in itertools.product(range(vocab - 1), repeat=length)]
         for length in range(longest)
-        for words in itertools.product(range(vocab - 1), repeat=length)
-    ] + list(itertools.product(range(vocab - 1), repeat=longest))
+    ]
+    by_length[-1] += itertools.product(range(vocab - 1), repeat=longest)
     found = write(model, rows, BeamSearch(width=256, length_penalty=penalty), max_tokens=longest)
     for row, ids in zip(rows, found.tolist(), strict=True):
         scores = {}
-        for caption in captions:
-            read = torch.tensor([[vocab - 2, *caption]])
-            likelihood = float(log_likelihoods(model, row[None], read).sum())
-            scores[caption] = likelihood / len(caption) ** penalty
+        for captions in by_length:
+            read = torch.tensor([[vocab - 2, *caption] for caption in captions])
+            likelihoods = log_likelihoods(model, row.expand(len(read), -1, -1), read).sum(dim=1)
+            for caption, likelihood in zip(captions, likelihoods.tolist(), strict=True):
+                scores[caption] = likelihood / len(caption) ** penalty
         best = max(scores, key=scores.__getitem__)
         assert tuple(ids[: len(best)]) == best
         assert not any(ids[len(best) :])

@@ -53,15 +53,20 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(tmp_path: Path) -> N
     assert kept[0] == kept[1]
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run of 60 steps that nobody stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    write_dataset(folder / "shards", 64)
+    subprocess.run(command(folder, "straight"), check=True, env=environment(), capture_output=True)
+    return configured(folder, name="straight", steps=60)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_process_resumes_to_the_same_weights(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, straight: TrainConfig, number: signal.Signals
 ) -> None:
-    straight = configured(tmp_path, name="straight", steps=60)
-    subprocess.run(
-        command(tmp_path, "straight"), check=True, env=environment(), capture_output=True
-    )
     broken = configured(tmp_path, name="broken", steps=60)
     process = subprocess.Popen(
         [*command(tmp_path, "broken"), "log_every=2"], env=environment(), text=True,
