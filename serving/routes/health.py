@@ -34,7 +34,7 @@ async def ready(services: ServicesDep) -> JSONResponse:
 async def readiness(services: Services) -> bool:
     """Whether every model computes and the collection answers; the log has why not."""
     checks = services.registry.check(seconds=services.settings.ready_seconds)
-    return await answers(checks) and await answers(_counts(services))
+    return await answers(checks) and await answers(_searches(services))
 
 
 async def answers(check: Awaitable[object]) -> bool:
@@ -47,5 +47,5 @@ async def answers(check: Awaitable[object]) -> bool:
     return True
 
 
-async def _counts(services: Services) -> None:
-    await (await services.retriever()).count()
+async def _searches(services: Services) -> None:
+    await (await services.retriever()).check()

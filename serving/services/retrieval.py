@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from serving.errors import BadInputError, NotFoundError
 from serving.services.embedding import Embedder
 from serving.services.searching import Answer, Question, Searcher, Tuning
@@ -45,6 +47,7 @@ class Retriever:
     ) -> None:
         self._embedder = embedder
         self._store = store
+        self._tuning = tuning
         self._searcher = Searcher(embedder, store, tuning)
         self._has_written = has_written
 
@@ -134,6 +137,11 @@ class Retriever:
         """
         wanted = parse_filter(where)
         return await asyncio.to_thread(self._store.scan, limit, after=after, where=wanted)
+
+    async def check(self) -> None:
+        """Search once, as questions do; StoreUnavailableError if what is stored is damaged."""
+        first = np.eye(1, self._store.dim, dtype=np.float32)[0]
+        await asyncio.to_thread(self._store.search, first, 1, effort=self._tuning.effort)
 
     async def count(self, where: Mapping[str, Any] | None = None) -> int:
         return await asyncio.to_thread(self._store.count, parse_filter(where or {}))

@@ -5,21 +5,28 @@ The index is IVF with RaBitQ codes (arXiv:2405.12497), whose candidates are rank
 exact similarity: graph indexes at usual settings miss a quarter of the cross-modal neighbours.
 """
 
+import functools
 import json
 import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import lancedb
 import numpy as np
 import pyarrow as pa
 from lancedb.index import FTS, BTree, IvfFlat, IvfRq, LabelList
 
-from serving.errors import BadInputError, FingerprintError, NotFoundError, ServingError
+from serving.errors import (
+    BadInputError,
+    FingerprintError,
+    NotFoundError,
+    ServingError,
+    StoreUnavailableError,
+)
 from serving.stores.base import CollectionInfo, Effort, Hit, Item, best_first
 from serving.stores.filters import Filter
 from serving.stores.lance_sql import conjunction, filter_columns, quoted, quoted_list, sql
@@ -43,6 +50,32 @@ _SNAPSHOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEEP_VERSIONS = timedelta(minutes=10)
 _BY_ID = {"column_name": "id", "ascending": True, "nulls_first": False}
 _PAYLOAD = ["id", "modality", "text", "metadata"]
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def _read(
+    method: Callable[Concatenate["EmbeddedStore", _Arguments], _Result],
+) -> Callable[Concatenate["EmbeddedStore", _Arguments], _Result]:
+    """Tell files that cannot be read, damaged or gone, as a store that does not answer."""
+
+    @functools.wraps(method)
+    def told(
+        store: "EmbeddedStore", /, *arguments: _Arguments.args, **options: _Arguments.kwargs
+    ) -> _Result:
+        try:
+            return method(store, *arguments, **options)
+        except (OSError, RuntimeError) as error:
+            first = str(error).strip().partition("\n")[0][:300]
+            message = (
+                f"{store.folder}: cannot be read ({first}); restore a snapshot or a copy, or index "
+                f"the data again into another folder"
+            )
+            raise StoreUnavailableError(message) from error
+
+    return told
 
 
 def read_collection_info(folder: Path) -> CollectionInfo | None:
@@ -72,6 +105,7 @@ class EmbeddedStore:
     def __init__(self, folder: Path, *, fingerprint: str, dim: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _claim(folder, fingerprint, dim)
+        self.folder = folder
         self.fingerprint = fingerprint
         self.dim = dim
         self._write_lock = threading.Lock()
@@ -103,16 +137,19 @@ class EmbeddedStore:
     def delete_where(self, where: Filter) -> int:
         return self._delete(sql(where) or "true")
 
+    @_read
     def get(self, item_id: str) -> Item | None:
         rows = self._table.search().where(f"id = {quoted(item_id)}").limit(1).to_list()
         return _item(rows[0]) if rows else None
 
+    @_read
     def existing(self, ids: Sequence[str]) -> set[str]:
         if not ids:
             return set()
         query = self._table.search().where(f"id IN ({quoted_list(ids)})").select(["id"])
         return {row["id"] for row in query.limit(len(ids)).to_list()}
 
+    @_read
     def search(
         self,
         vector: np.ndarray,
@@ -130,6 +167,7 @@ class EmbeddedStore:
                 return hits[:limit]
             fetched *= 4
 
+    @_read
     def search_captions(self, words: str, limit: int, where: Filter = ()) -> list[Hit]:
         if not words.strip():
             return []
@@ -142,9 +180,11 @@ class EmbeddedStore:
             query = query.where(clause, prefilter=True)
         return sorted((_hit(row, row["_score"]) for row in query.to_list()), key=best_first)[:limit]
 
+    @_read
     def count(self, where: Filter = ()) -> int:
         return int(self._table.count_rows(sql(where)))
 
+    @_read
     def scan(self, limit: int, *, after: str = "", where: Filter = ()) -> list[Item]:
         clauses = [f"id > {quoted(after)}"] if after else []
         clause = conjunction([*clauses, *filter(None, [sql(where)])])
@@ -152,6 +192,7 @@ class EmbeddedStore:
         query = query if clause is None else query.where(clause)
         return [_item(row) for row in query.order_by([_BY_ID]).limit(limit).to_list()]
 
+    @_read
     def sample(self, count: int, *, seed: int = 0) -> list[Item]:
         stored = self.count()
         drawn = np.random.default_rng(seed).choice(stored, min(count, stored), replace=False)

@@ -38,6 +38,19 @@ def test_a_poisoned_model_is_not_ready_and_a_healed_one_is(
     assert client.get("/readyz").status_code == 200
 
 
+def test_a_damaged_collection_is_unavailable_and_its_server_not_ready(tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "b")
+    settings = ServingSettings(bundle=tmp_path / "b", index=tmp_path / "i")
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
+        client.post("/v1/items", json={"items": [{"text": "a red circle"}]})
+        assert client.get("/readyz").status_code == 200
+        for file in (tmp_path / "i" / "items.lance" / "data").iterdir():
+            file.write_bytes(b"damaged")
+        told = problem(client.post("/v1/search", json={"text": "a"}), 503)
+        assert str(tmp_path) not in told
+        assert client.get("/readyz").status_code == 503
+
+
 def _encoder(client: TestClient) -> Encoder:
     app = client.app
     assert isinstance(app, FastAPI)

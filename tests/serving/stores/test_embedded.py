@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.errors import BadInputError, FingerprintError, NotFoundError, ServingError
+from serving.errors import (
+    BadInputError,
+    FingerprintError,
+    NotFoundError,
+    ServingError,
+    StoreUnavailableError,
+)
 from serving.stores import EmbeddedStore, Item, parse_filter
 from tests.serving.stores.samples import items, open_embedded
 
@@ -42,6 +48,19 @@ def test_another_models_vectors_are_refused_with_both_fingerprints(tmp_path: Pat
         FingerprintError, match="model ffffffffffff, and this is model 000000000000"
     ):
         EmbeddedStore(tmp_path, fingerprint="0" * 64, dim=8)
+
+
+@pytest.mark.parametrize("damaged", ["_indices", "data"])
+def test_files_that_are_damaged_are_told_as_such(tmp_path: Path, damaged: str) -> None:
+    store = open_embedded(tmp_path)
+    store.upsert(items(300))
+    store.build_index()
+    for file in (tmp_path / "items.lance" / damaged).rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"damaged")
+    vector, effort = items(1)[0].vector, store.efforts[0][0]
+    with pytest.raises(StoreUnavailableError, match=r"cannot be read \(.*restore a snapshot"):
+        open_embedded(tmp_path).search(vector, 5, effort=effort)
 
 
 @pytest.mark.slow
