@@ -8,19 +8,26 @@ rounds what its layers add up, and what tells one image from another is a small 
 2. inputs are centred first: `W x + b = W (x - m) + (W m + b)` holds for every `m`, so with the mean
    of calibration inputs for `m` the rounding is relative to what differs between inputs, and other
    inputs than those of calibration cost accuracy, never correctness;
-3. a kind of layer (its place in a block, over all blocks) is taken only while the embeddings stay
-   near enough: each is tried alone, and those that stray least for what they compute are taken.
+3. weights are rounded to whichever side keeps a layer's products on calibration inputs, see
+   `rounding.py`, which halves what their rounding costs and more;
+4. a kind of layer (its place in a block, over all blocks) is taken only while the embeddings stay
+   near enough: each is tried alone, on other inputs than weights were rounded for, and those that
+   stray least for what they compute are taken, of the last that fits as many blocks as do. Queries,
+   keys and values that one product makes together are three kinds.
 """
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vlm.inference.runtimes.parity import MIN_COSINE
+from vlm.inference.runtimes.rounding import round_weights
 
 __all__ = ["Choice", "mixed_tower"]
 
@@ -28,6 +35,8 @@ _ALLOWED: Final = 0.95 * (1 - MIN_COSINE)
 """Of mean cosine, on the calibration pairs: a little less than the gate allows on others."""
 _LEAST_SHARE: Final = 0.01
 """Of a tower's weights; less is not worth trying."""
+_TRIED_BATCHES: Final = 12
+"""Enough for a mean cosine; each kind of layer is tried on them."""
 _SPLIT: Final = np.float32(2**16 + 1)
 """Dekker's factor: leaves the 8 leading bits of a float32's 24."""
 
@@ -40,7 +49,18 @@ class Choice:
     """1 - mean cosine of the embeddings, with these layers alone in bf16."""
     share: float
     """Of the weights of all linear layers of the tower."""
-    chosen: bool
+    chosen: float
+    """Of its layers, the part that is in bf16, 0 to 1: those of the last blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Rows of a linear layer's weights: all, or the queries', keys' or values'."""
+
+    layer: str
+    start: int
+    stop: int
+    kind: str
 
 
 def mixed_tower(
@@ -56,45 +76,100 @@ def mixed_tower(
     Args:
         openvino: The module.
         tower: A network from one input to unit rows [batch dim]; stays as it is.
-        batches: Calibration inputs.
+        batches: Calibration inputs. The first half, 12 at most, is tried on; weights are rounded
+            for the rest.
         allowed: Largest 1 - mean cosine to the rows in fp32.
         report: Gets a line for each kind of layer that was tried.
 
     Returns:
         A network of the same input and output, and what was tried of each kind of layer.
     """
-    expected = _outputs(openvino, tower, batches)[0]
-    means = _input_means(openvino, tower, batches)
-    kinds: dict[str, list[str]] = {}
-    for name in means:
-        kinds.setdefault(_kind(name), []).append(name)
-    sizes = {_name(layer): _weights(layer).size for layer in _linear_layers(tower)}
-    shares = {k: sum(sizes[n] for n in kinds[k]) / sum(sizes.values()) for k in kinds}
+    half = min(_TRIED_BATCHES, (len(batches) + 1) // 2)
+    tried, fitted = batches[:half], batches[half:] or batches
+    expected = _outputs(openvino, tower, tried)[0]
+    weights = {_name(layer): _weights(layer) for layer in _linear_layers(tower)}
+    means = _input_means(openvino, tower, fitted)
+    total = sum(matrix.size for matrix in weights.values())
+    kinds = _worth_trying(weights, total)
+    moments = _input_moments(openvino, tower, fitted, means)
+    rounded: dict[_Part, np.ndarray] = {}
+    for part in itertools.chain.from_iterable(kinds.values()):
+        rows = torch.from_numpy(weights[part.layer][part.start : part.stop].copy())
+        rounded[part] = round_weights(rows, moments[part.layer]).numpy()
 
-    def tried(chosen: Sequence[str]) -> tuple[Any, float]:
-        layers = {name: means[name] for kind in chosen for name in kinds[kind]}
-        network = _rounded(openvino, tower, layers)
-        rows = _outputs(openvino, network, batches)[0]
-        stray = 1 - float((rows.astype(np.float64) * expected).sum(axis=1).mean())
-        return network, stray
+    def stray_of(chosen: Iterable[_Part]) -> tuple[Any, float]:
+        network = _rounded(openvino, tower, means, {part: rounded[part] for part in chosen})
+        rows = _outputs(openvino, network, tried)[0]
+        return network, 1 - float((rows.astype(np.float64) * expected).sum(axis=1).mean())
 
+    shares = {kind: sum(rounded[p].size for p in parts) / total for kind, parts in kinds.items()}
     strays = {}
     for kind in kinds:
-        if shares[kind] < _LEAST_SHARE:
-            continue
-        strays[kind] = tried([kind])[1]
+        strays[kind] = stray_of(kinds[kind])[1]
         report(f"  {kind}: {shares[kind]:.0%} of the weights, 1 - cosine {strays[kind]:.1e}")
-    taken: list[str] = []
-    for kind in sorted(strays, key=lambda k: strays[k] / shares[k]):
-        if sum(strays[k] for k in taken) + strays[kind] <= allowed:
-            taken.append(kind)
-    network, stray = tried(taken)
-    while taken and not stray <= allowed:
-        taken.pop()
-        network, stray = tried(taken)
-    share = sum(shares[k] for k in taken)
+    taken = _cheapest(strays, shares, {k: len(parts) for k, parts in kinds.items()}, allowed)
+    while True:
+        chosen = [part for kind, count in taken.items() for part in kinds[kind][-count:]]
+        network, stray = stray_of(chosen)
+        if not taken or stray <= allowed:
+            break
+        taken.popitem()
+    share = sum(rounded[part].size for part in chosen) / total
     report(f"  in bf16: {share:.0%} of the weights, mean cosine {1 - stray:.5f}")
-    return network, {k: Choice(stray=strays[k], share=shares[k], chosen=k in taken) for k in strays}
+    return network, {
+        kind: Choice(
+            stray=strays[kind], share=shares[kind], chosen=taken.get(kind, 0) / len(kinds[kind])
+        )
+        for kind in strays
+    }
+
+
+def _cheapest(
+    strays: Mapping[str, float],
+    shares: Mapping[str, float],
+    counts: Mapping[str, int],
+    allowed: float,
+) -> dict[str, int]:
+    """How many layers of each kind to take, those first that stray least for what they compute.
+
+    Small strays add up, over kinds and over the layers of one.
+    """
+    taken: dict[str, int] = {}
+    left = allowed
+    for kind in sorted(strays, key=lambda k: strays[k] / shares[k]):
+        part = 1.0 if strays[kind] <= left else max(left, 0.0) / strays[kind]
+        if count := int(part * counts[kind]):
+            taken[kind] = count
+            left -= strays[kind] * count / counts[kind]
+    return taken
+
+
+def _worth_trying(weights: Mapping[str, np.ndarray], total: int) -> dict[str, list[_Part]]:
+    """The parts of each kind, of kinds that hold enough of the weights."""
+    kinds: dict[str, list[_Part]] = {}
+    for name, matrix in weights.items():
+        for part in _parts(name, matrix.shape):
+            kinds.setdefault(part.kind, []).append(part)
+    sizes = {
+        kind: sum((p.stop - p.start) * weights[p.layer].shape[1] for p in parts)
+        for kind, parts in kinds.items()
+    }
+    return {kind: parts for kind, parts in kinds.items() if sizes[kind] >= _LEAST_SHARE * total}
+
+
+def _parts(name: str, shape: tuple[int, ...]) -> list[_Part]:
+    """Three where a layer is thrice as high as it is wide: queries, keys and values."""
+    height, width = shape
+    count = 3 if height == 3 * width else 1
+    return [
+        _Part(
+            layer=name,
+            start=number * height // count,
+            stop=(number + 1) * height // count,
+            kind=_kind(name) + (f"[{number}]" if count > 1 else ""),
+        )
+        for number in range(count)
+    ]
 
 
 def _kind(name: str) -> str:
@@ -145,24 +220,63 @@ def _input_means(openvino: Any, tower: Any, batches: Sequence[np.ndarray]) -> di
     }
 
 
-def _rounded(openvino: Any, tower: Any, means: dict[str, np.ndarray]) -> Any:
-    """A copy of a tower in which these layers multiply centred inputs in bf16."""
+def _input_moments(
+    openvino: Any, tower: Any, batches: Sequence[np.ndarray], means: Mapping[str, np.ndarray]
+) -> dict[str, Tensor]:
+    """Sums of products [in in] of each linear layer's centred inputs, by its name."""
+    probed = tower.clone()
+    by_source: dict[tuple[str, int], list[str]] = {}
+    for layer in _linear_layers(probed):
+        source = layer.input_value(0)
+        key = (source.get_node().get_friendly_name(), source.get_index())
+        if key not in by_source:
+            probed.add_outputs(source)
+        by_source.setdefault(key, []).append(_name(layer))
+    sums: list[Tensor | None] = [None] * len(by_source)
+    for _, *inputs in _each(openvino, probed, batches):
+        for number, (names, rows) in enumerate(zip(by_source.values(), inputs, strict=True)):
+            centred = torch.from_numpy(rows.reshape(-1, rows.shape[-1]) - means[names[0]])
+            products, so_far = centred.T @ centred, sums[number]
+            sums[number] = products if so_far is None else so_far.add_(products)
+    return {
+        name: total
+        for names, total in zip(by_source.values(), sums, strict=True)
+        for name in names
+        if total is not None
+    }
+
+
+def _rounded(
+    openvino: Any,
+    tower: Any,
+    means: Mapping[str, np.ndarray],
+    chosen: Mapping[_Part, np.ndarray],
+) -> Any:
+    """A copy of a tower in which these parts multiply centred inputs by these weights in bf16."""
     ops, bf16 = openvino.opset13, openvino.Type.bf16
     network = tower.clone()
     for layer in _linear_layers(network):
-        mean = means.get(_name(layer))
-        if mean is None:
+        name, weights, source = _name(layer), _weights(layer), layer.input_value(0)
+        parts = _parts(name, weights.shape)
+        if not any(part in chosen for part in parts):
             continue
-        weights = _weights(layer)
         followers = list(layer.output(0).get_target_inputs())
-        centred = ops.subtract(layer.input_value(0), mean)
+        centred = ops.subtract(source, means[name])
         # OpenVINO's conversion does not round to nearest, so it gets what needs no rounding.
         scaled = ops.multiply(centred, _SPLIT)
-        short = ops.subtract(scaled, ops.subtract(scaled, centred))
-        nearest = torch.from_numpy(weights.copy()).bfloat16().float().numpy()
-        product = ops.matmul(ops.convert(short, bf16), ops.constant(nearest, bf16), False, True)
-        shift = (weights.astype(np.float64) @ mean.astype(np.float64)).astype(np.float32)
-        full = ops.add(ops.convert(product, openvino.Type.f32), shift)
+        short = ops.convert(ops.subtract(scaled, ops.subtract(scaled, centred)), bf16)
+        columns = []
+        for is_chosen, neighbours in itertools.groupby(parts, key=lambda part: part in chosen):
+            group = list(neighbours)
+            rows = weights[group[0].start : group[-1].stop]
+            if not is_chosen:
+                columns.append(ops.matmul(source, ops.constant(rows.copy()), False, True))
+                continue
+            stacked = np.concatenate([chosen[part] for part in group])
+            product = ops.matmul(short, ops.constant(stacked, bf16), False, True)
+            shift = (rows.astype(np.float64) @ means[name].astype(np.float64)).astype(np.float32)
+            columns.append(ops.add(ops.convert(product, openvino.Type.f32), shift))
+        full = columns[0] if len(columns) == 1 else ops.concat(columns, -1)
         for follower in followers:
             follower.replace_source_output(full.output(0))
     network.validate_nodes_and_infer_types()

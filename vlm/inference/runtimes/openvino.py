@@ -53,8 +53,6 @@ _HINTS: Final[dict[Precision, str]] = {
     "fp32": "f32", "bf16": "bf16", "mixed": "f32", "int8": "f32",
 }  # fmt: skip
 _CALIBRATION_BATCH: Final = 8
-_TRIED_BATCHES: Final = 12
-"""Enough for a mean cosine; each kind of layer is tried on them."""
 
 
 class OpenVinoRuntime:
@@ -137,9 +135,7 @@ def export_openvino(
             choices = {}
             for name, tower in towers.items():
                 report(f"{name} tower, each kind of linear layer alone in bf16:")
-                towers[name], chosen = mixed_tower(
-                    openvino, tower, inputs[name][:_TRIED_BATCHES], report=report
-                )
+                towers[name], chosen = mixed_tower(openvino, tower, inputs[name], report=report)
                 choices[name] = {kind: asdict(choice) for kind, choice in chosen.items()}
             text = json.dumps(choices, indent=2) + "\n"
             (folder / "mixed.json").write_text(text, encoding="utf-8")
