@@ -1,6 +1,7 @@
 """The training loop, top to bottom."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import yaml
@@ -92,9 +93,8 @@ def _train(
         ) as writer,
         watch_ranks(world, after_seconds=config.recovery.stuck_after_seconds) as heartbeat,
     ):
-        telemetry.note(_opening(config, parts, step))
-        for hint in config.optim.advice():
-            telemetry.note(f"note: {hint}")
+        for line in _opening(config, parts, step):
+            telemetry.note(line)
         run = _Run(config=config, parts=parts, world=world, ema=ema, step=step)
         batches = telemetry.timed(parts.stream.batches(step, parts.total_steps))
         run.held_out.restore(step)
@@ -235,14 +235,20 @@ def _go_back(run: _Run, fault: str, telemetry: Telemetry) -> None:
     run.step = step
 
 
-def _opening(config: TrainConfig, parts: Parts, start: int) -> str:
-    """What is about to happen, in one line."""
+def _opening(config: TrainConfig, parts: Parts, start: int) -> Iterator[str]:
+    """What is about to happen, and what may not be meant so."""
     parameters = sum(p.numel() for p in parts.engine.model.parameters())
     begin = f"from step {start}" if start else "from scratch"
-    return (
+    yield (
         f"{config.name}: {parameters / 1e6:.1f}M parameters, {parts.total_steps} steps of "
         f"{config.global_batch} of {parts.num_samples} pairs, {begin}, {parts.engine.description}"
     )
+    if config.global_batch > parts.num_samples:
+        yield (
+            "warning: a step is larger than the data, so pairs are their own negatives; "
+            f"lower global_batch to {max(parts.num_samples // 2, 1)} or less"
+        )
+    yield from (f"note: {hint}" for hint in config.optim.advice())
 
 
 def _prepare_folder(config: TrainConfig, world: World, step: int, *, resume: bool) -> None:

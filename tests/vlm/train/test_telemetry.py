@@ -259,3 +259,14 @@ def test_the_arithmetic_of_a_matrix_is_six_operations_a_weight(tmp_path: Path) -
     tokens = 5
     assert flops_per_sample(config) == pytest.approx(6 * block * tokens, rel=0.1)
     assert peak_flops(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(("samples", "warned"), [(8, True), (12, False)])
+def test_a_step_that_is_larger_than_the_data_is_warned_of(
+    tmp_path: Path, samples: int, warned: bool
+) -> None:
+    write_dataset(tmp_path / "shards", samples)
+    told = io.StringIO()
+    config = configured(tmp_path, steps=1)
+    train(config, world=World(), console=Console(file=told, soft_wrap=True), resume=False)
+    assert ("lower global_batch to 4 or less" in told.getvalue()) is warned
