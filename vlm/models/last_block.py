@@ -7,6 +7,7 @@ nothing: 5/6 of a block's products, 7% of a tower of 12 blocks. Rows stay equal 
 
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +20,7 @@ class LastBlock(nn.Module):
 
     Args:
         block: Gives its modules.
-        position: Read out: 0 or -1; none where each call says.
+        position: Read out: 0 or -1; none where each call may say.
     """
 
     ln_1: nn.Module
@@ -42,8 +43,8 @@ class LastBlock(nn.Module):
         _values: None = None,
         attn_mask: Float[Tensor, "position position"] | None = None,
         positions: Int64[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, "batch 1 width"]:
-        """The row at the position that is read out.
+    ) -> Float[Tensor, "batch read width"]:
+        """The row at the position that is read out; all, where nobody says which that is.
 
         Args:
             rows: All positions; arguments are in the order in which open_clip's transformer
@@ -53,9 +54,9 @@ class LastBlock(nn.Module):
         """
         normed = self.ln_1(rows)
         if positions is None:
-            assert self._place is not None
-            row, query = rows[:, self._place], normed[:, self._place]
-            mask = None if attn_mask is None else attn_mask[self._place]
+            place = slice(None) if self._place is None else self._place
+            row, query = rows[:, place], normed[:, place]
+            mask = None if attn_mask is None else attn_mask[place]
         else:
             row, query = _at(rows, positions), _at(normed, positions)
             mask = None if attn_mask is None else self._for_heads(attn_mask[positions])
@@ -64,6 +65,10 @@ class LastBlock(nn.Module):
             self.attn(query, normed, normed, need_weights=False, attn_mask=mask)[0]
         )
         return row + self.ls_2(self.mlp(self.ln_2(row)))
+
+    def get_weight_dtype(self) -> torch.dtype:
+        """What open_clip's towers ask their first block, which may be the last."""
+        return next(self.mlp.parameters()).dtype
 
     def _for_heads(self, seen: Tensor) -> Tensor:
         """[batch memory] -> [batch * head 1 memory], as torch's attention asks for."""

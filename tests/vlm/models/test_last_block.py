@@ -89,6 +89,19 @@ def test_rows_and_gradients_are_those_of_whole_blocks(case: str, recompute: bool
     assert not expected
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_towers_that_are_called_themselves_give_what_open_clips_give(
+    case: str, layers: int
+) -> None:
+    """`vlm refine` calls them: a block that was not told where to read gave an error."""
+    vision, text = CASES[case]
+    ours, theirs = both({**vision, "layers": layers}, {**text, "layers": layers})
+    images, token_ids = inputs()
+    assert_close(ours.image(images), theirs.visual(images))
+    assert_close(ours.text(token_ids), theirs.text(token_ids))
+
+
 @pytest.mark.parametrize("case", CASES | NEEDS_ALL)
 def test_names_and_order_of_weights_stay_open_clips(case: str) -> None:
     ours, theirs = both(*(CASES | NEEDS_ALL)[case])
