@@ -142,7 +142,10 @@ async def _serving_error(request: Request, error: Exception) -> JSONResponse:
 async def _store_error(request: Request, error: Exception) -> JSONResponse:
     # Where the store is and what it said is for who runs this, not for who asks.
     _log.error("the store is unavailable", extra={"reason": str(error)})
-    message = "what keeps the collections does not answer; try again in a moment"
+    message = (
+        "what keeps the collections does not answer, or is damaged: the server's log says which; "
+        "try again in a moment"
+    )
     return problem_response(503, message, request.scope)
 
 

@@ -3,15 +3,26 @@
 import json
 import logging
 import sys
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from serving.context import REQUEST_ID
 
-__all__ = ["JsonFormatter", "configure_logging"]
+__all__ = ["JsonFormatter", "TextFormatter", "configure_logging"]
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {
-    "message", "asctime", "taskName", "color_message",
+    "message", "asctime", "taskName", "color_message", "fields",
 }  # fmt: skip
+
+
+class TextFormatter(logging.Formatter):
+    """A line for a person: level, logger, event, and the event's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = _fields(record)
+        if request_id := REQUEST_ID.get():
+            fields.setdefault("request_id", request_id)
+        record.fields = "".join(f" {name}={value}" for name, value in fields.items())
+        return super().format(record)
 
 
 class JsonFormatter(logging.Formatter):
@@ -23,7 +34,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
-            **{name: value for name, value in vars(record).items() if name not in _STANDARD},
+            **_fields(record),
         }
         if request_id := REQUEST_ID.get():
             entry.setdefault("request_id", request_id)
@@ -32,13 +43,17 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
 def configure_logging(log_format: Literal["text", "json"]) -> None:
     """Send every logger's events, uvicorn's too, to standard error in one format."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonFormatter()
         if log_format == "json"
-        else logging.Formatter("%(levelname)s %(name)s: %(message)s")
+        else TextFormatter("%(levelname)s %(name)s: %(message)s%(fields)s")
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log whole addresses

@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 _MAX_METADATA_BYTES = 16_384
+_MAX_METADATA_DEPTH = 32
 _DATA_URL = re.compile(r"^data:image/[\w.+-]+;base64,", re.IGNORECASE)
 
 
@@ -302,6 +303,13 @@ class SearchResponse(_Schema):
     milliseconds: float
 
 
+def _is_deeper_than(depth: int, value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if depth == 0:
+        return isinstance(value, dict | list)
+    return any(_is_deeper_than(depth - 1, part) for part in inner)
+
+
 class ItemIn(_Schema):
     id: NewItemId | None = None
     """Left out: a hash of the content."""
@@ -316,6 +324,9 @@ class ItemIn(_Schema):
         size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
         if size > _MAX_METADATA_BYTES:
             message = f"at most {_MAX_METADATA_BYTES} bytes of JSON, found {size}"
+            raise ValueError(message)
+        if _is_deeper_than(_MAX_METADATA_DEPTH, value):
+            message = f"at most {_MAX_METADATA_DEPTH} objects and arrays within each other"
             raise ValueError(message)
         return value
 

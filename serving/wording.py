@@ -68,4 +68,7 @@ def _words(detail: Mapping[str, Any]) -> str:
     if kind == "union_tag_not_found":
         return f"must be an object with a {detail['ctx']['discriminator']}"
     plain = message.removeprefix("Value error, ").removesuffix(" after validation")
-    return _WORDS.get(kind, re.sub(r"^(Input|String|List|Value) should ", "must ", plain))
+    return _WORDS.get(
+        kind,
+        re.sub(r"^(Input|String|List|Tuple|Dictionary|Value|Data|Bytes) should ", "must ", plain),
+    )

@@ -244,7 +244,8 @@ def _wait_seconds(answer: httpx.Response) -> float:
 
 
 def _unreachable(url: httpx.URL, error: httpx.HTTPError) -> ClientError:
-    return ClientError(f"{url}: no answer ({error or type(error).__name__}); is the server there?")
+    hint = "is the server there?" if url.host else "an address begins with http:// or https://"
+    return ClientError(f"{url}: no answer ({error or type(error).__name__}); {hint}")
 
 
 def _read(answer: httpx.Response, call: _Call[AnswerT]) -> AnswerT:

@@ -288,7 +288,7 @@ def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 def is_image(entry: str | RemoteImage) -> bool:
     """Whether an input is to be read as an image; anything else is a text."""
-    return isinstance(entry, RemoteImage) or entry.startswith("data:image/")
+    return isinstance(entry, RemoteImage) or entry[:11].lower() == "data:image/"
 
 
 def _data_url_bytes(text: str) -> bytes:

@@ -145,8 +145,12 @@ class LabelSets:
     async def delete(self, name: str) -> None:
         """Raises NotFoundError if there is none of that name."""
         async with self._writes:
-            await self.get(name)
-            await asyncio.to_thread(self._path(name).unlink, missing_ok=True)
+            path = self._path(name)
+            try:
+                await asyncio.to_thread(path.unlink)  # without reading it: it may be damaged
+            except FileNotFoundError as error:
+                message = f"no label set is called {name[:64]!r}"
+                raise NotFoundError(message) from error
             self._kept.pop(name, None)
 
     async def classes(self, label_set: LabelSet, embedder: Embedder, mode: Mode) -> Classes:

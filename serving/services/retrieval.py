@@ -69,9 +69,15 @@ class Retriever:
             Their ids, in order.
 
         Raises:
-            BadInputError: If an item has neither image nor text, or an image cannot be decoded.
+            BadInputError: If an item has neither image nor text, an image cannot be decoded, or
+                two items have one id.
         """
+        given: set[str] = set()
         for number, item in enumerate(items):
+            if item.id is not None and item.id in given:
+                message = f"items.{number}: the id {item.id[:64]!r} is given twice"
+                raise BadInputError(message)
+            given.update([] if item.id is None else [item.id])
             if item.image is None and not (item.text or "").strip():
                 message = f"items.{number}: needs an image or a text"
                 raise BadInputError(message)

@@ -31,7 +31,7 @@ from serving.stores.base import CollectionInfo, Effort, Hit, Item, best_first
 from serving.stores.filters import Filter
 from serving.stores.lance_sql import conjunction, filter_columns, quoted, quoted_list, sql
 
-__all__ = ["EmbeddedStore", "read_collection_info"]
+__all__ = ["EmbeddedStore", "holds_collection", "read_collection_info"]
 
 _log = logging.getLogger(__name__)
 _TABLE = "items"
@@ -56,10 +56,10 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-def _read(
+def _reads(
     method: Callable[Concatenate["EmbeddedStore", _Arguments], _Result],
 ) -> Callable[Concatenate["EmbeddedStore", _Arguments], _Result]:
-    """Tell files that cannot be read, damaged or gone, as a store that does not answer."""
+    """Tell files that cannot be used, damaged or gone, as a store that is unavailable."""
 
     @functools.wraps(method)
     def told(
@@ -70,7 +70,7 @@ def _read(
         except (OSError, RuntimeError) as error:
             first = str(error).strip().partition("\n")[0][:300]
             message = (
-                f"{store.folder}: cannot be read ({first}); restore a snapshot or a copy, or index "
+                f"{store.folder}: cannot be used ({first}); restore a snapshot or a copy, or index "
                 f"the data again into another folder"
             )
             raise StoreUnavailableError(message) from error
@@ -78,13 +78,31 @@ def _read(
     return told
 
 
+def holds_collection(folder: Path) -> bool:
+    """Whether a folder holds one, damaged or not."""
+    return (folder / _INFO).is_file()
+
+
 def read_collection_info(folder: Path) -> CollectionInfo | None:
-    """What a folder holds; None if it is no collection."""
-    path = folder / _INFO
-    if not path.is_file():
+    """What a folder holds; None if it is no collection.
+
+    Raises:
+        StoreUnavailableError: If it was one and is damaged.
+    """
+    if not holds_collection(folder):
         return None
-    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree = _read_info(folder)
     return CollectionInfo(fingerprint=tree["fingerprint"], dim=tree["dim"])
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    path = folder / _INFO
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {"fingerprint": str(tree["fingerprint"]), "dim": int(tree["dim"]), **tree}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"{path}: damaged; restore a copy, or remove the collection"
+        raise StoreUnavailableError(message) from error
 
 
 class EmbeddedStore:
@@ -114,8 +132,9 @@ class EmbeddedStore:
         self._schema = _schema(dim)
         self._database = lancedb.connect(str(folder), read_consistency_interval=_REFRESH)
         # Any: half of its methods have no types.
-        self._table: Any = self._database.create_table(_TABLE, schema=self._schema, exist_ok=True)
+        self._table: Any = self._opened()
 
+    @_reads
     def upsert(self, items: Sequence[Item]) -> None:
         if not items:
             return
@@ -131,25 +150,27 @@ class EmbeddedStore:
             )
             self._has_written()
 
+    @_reads
     def delete(self, ids: Sequence[str]) -> int:
         return self._delete(f"id IN ({quoted_list(sorted(set(ids)))})") if ids else 0
 
+    @_reads
     def delete_where(self, where: Filter) -> int:
         return self._delete(sql(where) or "true")
 
-    @_read
+    @_reads
     def get(self, item_id: str) -> Item | None:
         rows = self._table.search().where(f"id = {quoted(item_id)}").limit(1).to_list()
         return _item(rows[0]) if rows else None
 
-    @_read
+    @_reads
     def existing(self, ids: Sequence[str]) -> set[str]:
         if not ids:
             return set()
         query = self._table.search().where(f"id IN ({quoted_list(ids)})").select(["id"])
         return {row["id"] for row in query.limit(len(ids)).to_list()}
 
-    @_read
+    @_reads
     def search(
         self,
         vector: np.ndarray,
@@ -167,7 +188,7 @@ class EmbeddedStore:
                 return hits[:limit]
             fetched *= 4
 
-    @_read
+    @_reads
     def search_captions(self, words: str, limit: int, where: Filter = ()) -> list[Hit]:
         if not words.strip():
             return []
@@ -180,11 +201,11 @@ class EmbeddedStore:
             query = query.where(clause, prefilter=True)
         return sorted((_hit(row, row["_score"]) for row in query.to_list()), key=best_first)[:limit]
 
-    @_read
+    @_reads
     def count(self, where: Filter = ()) -> int:
         return int(self._table.count_rows(sql(where)))
 
-    @_read
+    @_reads
     def scan(self, limit: int, *, after: str = "", where: Filter = ()) -> list[Item]:
         clauses = [f"id > {quoted(after)}"] if after else []
         clause = conjunction([*clauses, *filter(None, [sql(where)])])
@@ -192,7 +213,7 @@ class EmbeddedStore:
         query = query if clause is None else query.where(clause)
         return [_item(row) for row in query.order_by([_BY_ID]).limit(limit).to_list()]
 
-    @_read
+    @_reads
     def sample(self, count: int, *, seed: int = 0) -> list[Item]:
         stored = self.count()
         drawn = np.random.default_rng(seed).choice(stored, min(count, stored), replace=False)
@@ -205,6 +226,7 @@ class EmbeddedStore:
         return [[Effort(probes, refine) for refine in _REFINE] for probes in _PROBES]
 
     @property
+    @_reads
     def is_indexed(self) -> bool:
         return any(index.columns == ["vector"] for index in self._table.list_indices())
 
@@ -212,6 +234,15 @@ class EmbeddedStore:
     def version(self) -> int:
         return int(self._table.version)
 
+    @_reads
+    def _opened(self) -> Any:
+        files = self.folder / f"{_TABLE}.lance"
+        if (files / "data").is_dir() and not (files / "_versions").is_dir():
+            message = "its versions are gone"  # LanceDB would begin an empty table over the items
+            raise OSError(message)
+        return self._database.create_table(_TABLE, schema=self._schema, exist_ok=True)
+
+    @_reads
     def build_index(self) -> None:
         # RaBitQ packs eight dimensions a byte. How many partitions there are is left to LanceDB,
         # which joins and splits them anyway when it takes new rows in.
@@ -359,7 +390,7 @@ def _claim(folder: Path, fingerprint: str, dim: int) -> None:
         draft.write_text(json.dumps(told), encoding="utf-8")
         draft.replace(path)
         return
-    info = json.loads(path.read_text(encoding="utf-8"))
+    info = _read_info(folder)
     found = info["fingerprint"]
     if found != fingerprint:
         message = (

@@ -38,6 +38,8 @@ Modality = Literal["image", "text"]
 _BOUNDS: Final = ("gt", "gte", "lt", "lte")
 _OPERATORS: Final = ("in", "contains", *_BOUNDS)
 _MAX_VALUES: Final = 1000
+_MAX_KEYS: Final = 64
+"""Stores nest the conditions in one query: of many thousand it took minutes, or the stack."""
 _EXACT_INTEGERS: Final = 2.0**53
 
 
@@ -85,6 +87,9 @@ def parse_filter(tree: Mapping[str, Any]) -> Filter:
     Raises:
         BadInputError: If one is not understood; the message names the key and what is allowed.
     """
+    if len(tree) > _MAX_KEYS:
+        message = f"filter: {len(tree)} keys, at most {_MAX_KEYS} are allowed"
+        raise BadInputError(message)
     try:
         json.dumps(dict(tree), ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:

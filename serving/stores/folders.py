@@ -15,8 +15,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
+from serving.errors import BadInputError
 from serving.stores.catalog import DEFAULT, Known, only_one
-from serving.stores.embedded import EmbeddedStore, read_collection_info
+from serving.stores.embedded import EmbeddedStore, holds_collection, read_collection_info
 
 __all__ = ["FolderCatalog"]
 
@@ -41,11 +42,9 @@ class FolderCatalog:
     def names(self) -> list[str]:
         folders = self._root.iterdir() if self._root.is_dir() else ()
         found = [
-            path.name
-            for path in folders
-            if _NAME.fullmatch(path.name) and read_collection_info(path) is not None
+            path.name for path in folders if _NAME.fullmatch(path.name) and holds_collection(path)
         ]
-        if read_collection_info(self._index) is not None:
+        if holds_collection(self._index):
             found.append(DEFAULT)
         return sorted(found)
 
@@ -71,6 +70,12 @@ class FolderCatalog:
         return Known(name=name, info=info, note=note)
 
     def open(self, name: str, *, fingerprint: str, dim: int) -> EmbeddedStore:
+        if not _NAME.fullmatch(name):
+            message = (
+                f"collection {name[:64]!r}: a name is 1 to 64 letters, digits, dashes and "
+                f"underscores"
+            )
+            raise BadInputError(message)
         return EmbeddedStore(self._folder(name), fingerprint=fingerprint, dim=dim)
 
     def drop(self, name: str) -> None:

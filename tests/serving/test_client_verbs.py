@@ -77,6 +77,9 @@ def test_refusals_are_told_in_the_servers_words(client: Client, tmp_path: Path) 
     nowhere = Client("http://127.0.0.1:1")
     with nowhere, pytest.raises(ClientError, match="is the server there"):
         nowhere.models()
+    bare = Client("127.0.0.1:8000")
+    with bare, pytest.raises(ClientError, match="an address begins with http"):
+        bare.models()
 
 
 def test_a_busy_server_is_asked_again_as_often_as_allowed_and_not_more() -> None:

@@ -334,6 +334,25 @@ def test_requests_are_logged_as_json_without_payload_or_key(
     assert asked[1]["request_id"] == defect["request_id"]
 
 
+def test_requests_are_logged_as_text_with_the_same_fields(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Lines said `request` alone."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        configure_logging("text")
+        answer = keyed(access_log=True).post("/count", headers={"authorization": "Bearer w"})
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = (line for line in lines if line.startswith("INFO serving: request"))
+    assert line.startswith("INFO serving: request method=POST route=/count status=200 ")
+    assert f"client=writes ms={line.split('ms=')[1].split()[0]}" in line
+    assert line.endswith(f"request_id={answer.headers['x-request-id']}")
+
+
 def test_a_client_that_leaves_while_it_sends_is_no_defect(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

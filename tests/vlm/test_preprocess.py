@@ -178,6 +178,18 @@ def test_images_of_any_shape_become_squares(size: tuple[int, int]) -> None:
         assert resize_image(Image.new("RGB", size, "red"), config)[:, 8, 8].tolist() == [255, 0, 0]
 
 
+@pytest.mark.parametrize("size", [(1400, 20), (16, 1122)])
+def test_the_ends_of_a_very_long_image_are_dropped_before_they_are_scaled(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one of 1 x 50,000,000 pixels they took 300 GB."""
+    picture, config = noise(*size), ImageConfig(size=16)
+    found = resize_image(picture, config).astype(int)
+    monkeypatch.setattr("vlm.preprocess.images._MAX_ASPECT", 10_000)
+    whole = resize_image(picture, config).astype(int)
+    assert np.abs(found - whole).max() <= 1
+
+
 def test_a_stack_of_images_is_their_batch_with_channels_last_in_memory() -> None:
     images = [resize_image(noise(30 + n, 20), ImageConfig(size=16)) for n in range(3)]
     batch = stack_images(images)

@@ -34,6 +34,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _ALLOWED = ", ".join(_FORMATS)
 _MODES_WITH_ALPHA = ("RGBA", "LA", "PA")
 _ORIENTATION = 0x0112
+_MAX_ASPECT = 64
+"""Of what is scaled; the centre crop keeps 1."""
 
 Pixels = UInt8[np.ndarray, "rows columns 3"]
 """A decoded RGB image, rows of pixels as they lie in a file."""
@@ -170,6 +172,8 @@ def resize_image(
     """
     side = config.size if size is None else size
     pixels = np.array(flatten_image(image)) if isinstance(image, Image.Image) else image
+    if config.resize_mode == "shortest":
+        pixels = _middle(pixels)
     height, width = pixels.shape[:2]
     if config.resize_mode == "squash":
         target = (side, side)
@@ -189,6 +193,18 @@ def resize_image(
     top, left = round((target[0] - side) / 2), round((target[1] - side) / 2)
     square = np.ascontiguousarray(pixels[top : top + side, left : left + side])
     return square.transpose(2, 0, 1)
+
+
+def _middle(pixels: Pixels) -> UInt8[np.ndarray, "_ _ 3"]:
+    """The middle of a very long image, whose ends the centre crop would drop after scaling them.
+
+    Of a picture of 1 x 50,000,000 pixels they would take 300 GB. As much goes on either side, so
+    that the middle stays where it was.
+    """
+    height, width = pixels.shape[:2]
+    longest = _MAX_ASPECT * min(height, width)
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    return pixels[top : height - top, left : width - left]
 
 
 def prepare_image(

@@ -175,3 +175,20 @@ def test_what_another_process_measures_or_removes_is_seen_by_the_next_request(
     assert (measured["items"], again["items"]) == (3, 77)
     shutil.rmtree(folder)
     problem(client.get("/v1/collections/shared"), 404)
+
+
+def test_a_damaged_collection_is_listed_harms_no_other_and_can_be_removed(
+    bundle: Path, tmp_path: Path
+) -> None:
+    settings = ServingSettings(bundle=bundle, index=tmp_path / "i")
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
+        for name in ("sound", "broken"):
+            client.put(f"/v1/collections/{name}")
+        (settings.collections_folder / "broken" / "collection.json").write_text("{")
+        names = client.get("/v1/collections").json()["collections"]
+        assert names == ["default", "broken", "sound"]
+        assert "damaged" in problem(client.get("/v1/collections/broken"), 503)
+        problem(client.post("/v1/search", json={"text": "a", "collection": "none"}), 404)
+        assert client.delete("/v1/collections/sound").status_code == 204
+        assert client.delete("/v1/collections/broken").status_code == 204
+        assert client.get("/v1/collections").json()["collections"] == ["default"]

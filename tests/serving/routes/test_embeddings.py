@@ -27,6 +27,15 @@ def test_embeddings_are_the_encoders_in_the_order_given(
     assert answer["usage"]["total_tokens"] == 2 * 5  # start, a, red, circle, end
 
 
+def test_the_scheme_of_a_data_url_is_of_any_case(client: TestClient) -> None:
+    """DATA:image/… was embedded as words."""
+    url = data_url(picture("blue"))
+    loud = url.replace("data:image", "DATA:Image")
+    answer = client.post("/v1/embeddings", json={"input": [url, loud]}).json()
+    first, second = (entry["embedding"] for entry in answer["data"])
+    assert first == second
+
+
 def test_a_text_is_tokenized_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was tokenized again to count what it cost."""
     tokenized: list[str] = []

@@ -123,6 +123,7 @@ def test_items_are_listed_page_by_page_and_removed_by_ids_or_filter(client: Test
         ({"text": "a", "filter": {"x": [1]}}, "body.filter.x"),
         ({"text": "a", "filter": {"x": {"gte": "1990s"}}}, "body.filter.x"),
         ({"text": "a", "filter": {"x": {"like": "a"}}}, "body.filter.x"),
+        ({"text": "a", "filter": {str(n): 1 for n in range(65)}}, "65 keys, at most 64"),
         ({"text": "x" * 2001}, "2001 characters"),
         ({"image": "bm8gaW1hZ2U="}, "image: not a readable image"),
     ],
@@ -172,6 +173,18 @@ def test_an_item_without_an_id_is_stored_once_however_often_it_is_sent(client: T
     client.delete(path)
 
 
+def nested(depth: int) -> Any:
+    """Deep ones were stored, and then every answer that showed them was a 500."""
+    return [nested(depth - 1)] if depth else []
+
+
+def test_metadata_as_deep_as_may_be_comes_back(client: TestClient) -> None:
+    item = {"id": "deep", "text": "x", "metadata": {"x": nested(30)}}
+    client.post("/v1/items", json={"items": [item]})
+    assert client.get("/v1/items/deep").json()["metadata"] == {"x": nested(30)}
+    client.delete("/v1/items/deep")
+
+
 @pytest.mark.parametrize(
     ("item", "named"),
     [
@@ -182,6 +195,8 @@ def test_an_item_without_an_id_is_stored_once_however_often_it_is_sent(client: T
         ({"text": "x", "metadata": {"x": "y" * 20_000}}, "body.items.1.metadata"),
         ({"text": "x", "metadata": {"x": "\ud800"}}, "body.items.1.metadata"),
         ({"text": "x", "metadata": [1]}, "body.items.1.metadata"),
+        ({"text": "x", "metadata": {"x": nested(32)}}, "at most 32 objects and arrays"),
+        ({"text": "x", "id": "good"}, "items.1: the id 'good' is given twice"),
     ],
 )
 def test_one_bad_item_stores_none_of_its_request(

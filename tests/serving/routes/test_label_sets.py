@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -67,6 +68,17 @@ def test_a_set_lives_from_put_to_delete_and_over_a_restart(
 
 def body(**more: Any) -> dict[str, Any]:
     return {"images": [data_url(picture())], **more}
+
+
+def test_a_damaged_set_can_be_removed(client: TestClient) -> None:
+    client.put("/v1/label-sets/torn", json={"classes": ["a", "b"]})
+    app = client.app
+    assert isinstance(app, FastAPI)
+    folder = app.state.services.settings.label_sets_folder
+    (folder / "torn.json").write_text("{")
+    assert "damaged" in problem(client.get("/v1/label-sets/torn"), 422)
+    assert client.delete("/v1/label-sets/torn").status_code == 204
+    problem(client.delete("/v1/label-sets/torn"), 404)
 
 
 def test_rows_are_those_of_the_model_that_is_asked(client: TestClient, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.errors import FingerprintError
+from serving.errors import BadInputError, FingerprintError
 from serving.stores import Catalog, FolderCatalog
 from serving.stores.milvus_catalog import MilvusCatalog
 from tests.serving.stores.samples import DIM, FINGERPRINT, items
@@ -49,6 +49,14 @@ def test_collections_aliases_and_notes_are_seen_by_every_process(catalogs: list[
     assert theirs.open(known.name, fingerprint=FINGERPRINT, dim=DIM).count() == 2
     ours.drop("my-photos_2")
     assert (ours.find("my-photos_2"), theirs.names()) == (None, ["default"])
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "", "x" * 65, ".hidden"])
+def test_a_name_is_no_path(tmp_path: Path, name: str) -> None:
+    """vlm index --collection ../x wrote beside the folder."""
+    with pytest.raises(BadInputError, match="a name is 1 to 64 letters"):
+        FolderCatalog(tmp_path / "i").open(name, fingerprint="f" * 64, dim=8)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_collection_is_looked_after_by_one_at_a_time(catalogs: list[Catalog]) -> None:

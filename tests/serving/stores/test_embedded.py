@@ -59,8 +59,31 @@ def test_files_that_are_damaged_are_told_as_such(tmp_path: Path, damaged: str) -
         if file.is_file():
             file.write_bytes(b"damaged")
     vector, effort = items(1)[0].vector, store.efforts[0][0]
-    with pytest.raises(StoreUnavailableError, match=r"cannot be read \(.*restore a snapshot"):
+    with pytest.raises(StoreUnavailableError, match=r"cannot be used \(.*restore a snapshot"):
         open_embedded(tmp_path).search(vector, 5, effort=effort)
+
+
+def test_writes_into_damaged_files_are_told_as_such(tmp_path: Path) -> None:
+    store = open_embedded(tmp_path)
+    store.upsert(items(3))
+    for file in (tmp_path / "items.lance" / "data").iterdir():
+        file.write_bytes(b"damaged")
+    with pytest.raises(StoreUnavailableError, match="cannot be used"):
+        store.upsert(items(2))
+    with pytest.raises(StoreUnavailableError, match="cannot be used"):
+        store.delete_where(parse_filter({"parity": "even"}))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_table_without_versions_is_not_begun_anew(tmp_path: Path, whole: bool) -> None:
+    open_embedded(tmp_path).upsert(items(3))
+    versions = tmp_path / "items.lance" / "_versions"
+    for file in versions.iterdir():
+        file.unlink() if whole else file.write_bytes(b"damaged")
+    if whole:
+        versions.rmdir()
+    with pytest.raises(StoreUnavailableError, match="restore a snapshot or a copy"):
+        open_embedded(tmp_path)
 
 
 @pytest.mark.slow

@@ -255,9 +255,10 @@ def test_the_arithmetic_of_a_matrix_is_six_operations_a_weight(tmp_path: Path) -
         "image": {"type": "vit", "width": 64, "layers": 4, "head_width": 32, "patch_size": 8},
         "text": {"type": "transformer", "width": 8, "layers": 1, "heads": 1, "vocab_size": 49408},
     })  # fmt: skip
-    block = 12 * 64 * 64 * 4  # weights of a block's matrices, four blocks
-    tokens = 5
-    assert flops_per_sample(config) == pytest.approx(6 * block * tokens, rel=0.1)
+    block, places = 12 * 64 * 64, 5  # weights of a block's matrices
+    # In the last of four blocks all places are keys and values, and one is all the rest.
+    last = block * (2 * places + 10) / 12
+    assert flops_per_sample(config) == pytest.approx(6 * (3 * block * places + last), rel=0.1)
     assert peak_flops(torch.device("cpu")) is None
 
 
