@@ -136,7 +136,6 @@ def compare_with_open_clip(world: World) -> None:
 SPLITS: dict[int, list[Sequence[int] | None]] = {
     2: [None, (7, 5)],
     3: [(3, 8, 1)],  # one row has no negative of its own on its rank
-    4: [None],
 }
 
 
