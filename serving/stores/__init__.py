@@ -11,7 +11,8 @@ from serving.stores.base import (
     best_first,
 )
 from serving.stores.catalog import DEFAULT, Catalog, Known
-from serving.stores.embedded import EmbeddedStore, read_collection_info
+from serving.stores.collection_info import read_collection_info
+from serving.stores.embedded import EmbeddedStore
 from serving.stores.filters import Filter, IsModality, Modality, matches, parse_filter
 from serving.stores.folders import FolderCatalog
 

@@ -20,23 +20,16 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import FTS, BTree, IvfFlat, IvfRq, LabelList
 
-from serving.errors import (
-    BadInputError,
-    FingerprintError,
-    NotFoundError,
-    ServingError,
-    StoreUnavailableError,
-)
-from serving.stores.base import CollectionInfo, Effort, Hit, Item, best_first
+from serving.errors import BadInputError, NotFoundError, StoreUnavailableError
+from serving.stores.base import Effort, Hit, Item, best_first
+from serving.stores.collection_info import claim_folder
 from serving.stores.filters import Filter
 from serving.stores.lance_sql import conjunction, filter_columns, quoted, quoted_list, sql
 
-__all__ = ["EmbeddedStore", "holds_collection", "read_collection_info"]
+__all__ = ["EmbeddedStore"]
 
 _log = logging.getLogger(__name__)
 _TABLE = "items"
-_INFO = "collection.json"
-_FORMAT = 2
 _WRITES_BEFORE_OPTIMIZE = 50
 _TIE_MARGIN = 16
 _PROBES = (2, 4, 8, 16, 32, 64, 128)
@@ -78,33 +71,6 @@ def _reads(
     return told
 
 
-def holds_collection(folder: Path) -> bool:
-    """Whether a folder holds one, damaged or not."""
-    return (folder / _INFO).is_file()
-
-
-def read_collection_info(folder: Path) -> CollectionInfo | None:
-    """What a folder holds; None if it is no collection.
-
-    Raises:
-        StoreUnavailableError: If it was one and is damaged.
-    """
-    if not holds_collection(folder):
-        return None
-    tree = _read_info(folder)
-    return CollectionInfo(fingerprint=tree["fingerprint"], dim=tree["dim"])
-
-
-def _read_info(folder: Path) -> dict[str, Any]:
-    path = folder / _INFO
-    try:
-        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {"fingerprint": str(tree["fingerprint"]), "dim": int(tree["dim"]), **tree}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"{path}: damaged; restore a copy, or remove the collection"
-        raise StoreUnavailableError(message) from error
-
-
 class EmbeddedStore:
     """A `Store` with `Snapshots` in a folder, shared by threads and processes.
 
@@ -122,7 +88,7 @@ class EmbeddedStore:
 
     def __init__(self, folder: Path, *, fingerprint: str, dim: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        _claim(folder, fingerprint, dim)
+        claim_folder(folder, fingerprint, dim)
         self.folder = folder
         self.fingerprint = fingerprint
         self.dim = dim
@@ -379,32 +345,6 @@ def _schema(dim: int) -> pa.Schema:
             pa.field("has_thumbnail", pa.bool_(), nullable=False),
         ]
     )
-
-
-def _claim(folder: Path, fingerprint: str, dim: int) -> None:
-    """Write whose vectors a new folder holds, or check it for an old one."""
-    path = folder / _INFO
-    if not path.is_file():
-        draft = path.with_name(f".{path.name}.draft")
-        told = {"format": _FORMAT, "fingerprint": fingerprint, "dim": dim}
-        draft.write_text(json.dumps(told), encoding="utf-8")
-        draft.replace(path)
-        return
-    info = _read_info(folder)
-    found = info["fingerprint"]
-    if found != fingerprint:
-        message = (
-            f"{folder}: holds vectors of model {found[:12]}, and this is model "
-            f"{fingerprint[:12]}; similarities between models mean nothing. Index the data again "
-            f"into another folder, or serve the bundle that this index was made with"
-        )
-        raise FingerprintError(message)
-    if info.get("format") != _FORMAT:
-        message = (
-            f"{folder}: was made by another version of this program (format "
-            f"{info.get('format', 1)}, this is {_FORMAT}); index the data again into another folder"
-        )
-        raise ServingError(message)
 
 
 def _item(row: dict[str, Any]) -> Item:

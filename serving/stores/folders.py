@@ -17,7 +17,8 @@ from typing import Final
 
 from serving.errors import BadInputError
 from serving.stores.catalog import DEFAULT, Known, only_one
-from serving.stores.embedded import EmbeddedStore, holds_collection, read_collection_info
+from serving.stores.collection_info import holds_collection, read_collection_info
+from serving.stores.embedded import EmbeddedStore
 
 __all__ = ["FolderCatalog"]
 
