@@ -10,19 +10,16 @@ from serving.context import REQUEST_ID
 __all__ = ["JsonFormatter", "TextFormatter", "configure_logging"]
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {
-    "message", "asctime", "taskName", "color_message", "fields",
+    "message", "asctime", "taskName", "color_message",
 }  # fmt: skip
 
 
 class TextFormatter(logging.Formatter):
     """A line for a person: level, logger, event, and the event's fields."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        fields = _fields(record)
-        if request_id := REQUEST_ID.get():
-            fields.setdefault("request_id", request_id)
-        record.fields = "".join(f" {name}={value}" for name, value in fields.items())
-        return super().format(record)
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        told = "".join(f" {name}={value}" for name, value in _fields(record).items())
+        return super().formatMessage(record) + told
 
 
 class JsonFormatter(logging.Formatter):
@@ -36,15 +33,17 @@ class JsonFormatter(logging.Formatter):
             "event": record.getMessage(),
             **_fields(record),
         }
-        if request_id := REQUEST_ID.get():
-            entry.setdefault("request_id", request_id)
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    """What an event was told with, and the request's id."""
+    found = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    if request_id := REQUEST_ID.get():
+        found.setdefault("request_id", request_id)
+    return found
 
 
 def configure_logging(log_format: Literal["text", "json"]) -> None:
@@ -53,7 +52,7 @@ def configure_logging(log_format: Literal["text", "json"]) -> None:
     handler.setFormatter(
         JsonFormatter()
         if log_format == "json"
-        else TextFormatter("%(levelname)s %(name)s: %(message)s%(fields)s")
+        else TextFormatter("%(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log whole addresses

@@ -42,15 +42,11 @@ class HeadTimeoutProtocol(H11Protocol):
         if self.conn.their_state is not h11.IDLE:
             self._stop_waiting()
         elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(self._head_seconds, self._give_up)
+            # As uvicorn ends an idle connection: nobody has asked, so nothing is answered.
+            end = self.timeout_keep_alive_handler
+            self._head_timer = self.loop.call_later(self._head_seconds, end)
 
     def _stop_waiting(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-
-    def _give_up(self) -> None:
-        """Like uvicorn's end of an idle connection: nobody has asked, so nothing is answered."""
-        self._head_timer = None
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
-            self.transport.close()

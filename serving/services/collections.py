@@ -6,10 +6,8 @@ that have begun end with the collection they began with.
 
 import asyncio
 import logging
-import re
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
 
 import numpy as np
 
@@ -30,11 +28,10 @@ from serving.services.registry import Registry
 from serving.services.retrieval import Retriever
 from serving.services.searching import Tuning
 from serving.settings import ServingSettings
-from serving.stores import DEFAULT, Catalog, Known, Store
+from serving.stores import DEFAULT, Catalog, Known, Store, check_collection_name
 
 __all__ = ["Collection", "Collections"]
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _log = logging.getLogger(__name__)
 
 
@@ -174,9 +171,7 @@ class Collections:
             ConflictError: If the name is taken, by an alias or for another model.
             NotFoundError: If no such model is served.
         """
-        if not _NAME.fullmatch(name):
-            message = f"{name[:64]!r}: a name is 1 to 64 letters, digits, dashes and underscores"
-            raise BadInputError(message)
+        check_collection_name(name)
         embedder = self._registry.get(model).embedder
         async with self._changes:
             known = await asyncio.to_thread(self._catalog.find, name)
@@ -225,9 +220,7 @@ class Collections:
             NotFoundError: If there is no such collection.
             ConflictError: If the alias is a collection, or the model of `name` is not served.
         """
-        if not _NAME.fullmatch(alias):
-            message = f"{alias[:64]!r}: a name is 1 to 64 letters, digits, dashes and underscores"
-            raise BadInputError(message)
+        check_collection_name(alias)
         async with self._changes:
             names = await self.names()
             if alias != DEFAULT and alias in names:

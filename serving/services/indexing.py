@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,9 @@ class Pair:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+_Entry = TypeVar("_Entry", Pair, Item)
+
+
 def index_pairs(
     encoder: Encoder,
     store: Store,
@@ -63,29 +66,28 @@ def index_pairs(
     Raises:
         DataError: If an image cannot be decoded, and nobody is to be told; the message names it.
     """
-    stored = skipped = 0
-    iterator = iter(pairs)
-    while chunk := list(itertools.islice(iterator, _CHUNK)):
-        known = store.existing([pair.id for pair in chunk])
-        fresh = _items(encoder, [pair for pair in chunk if pair.id not in known], broken)
-        if fresh:
-            store.upsert(fresh)
-        stored, skipped = stored + len(fresh), skipped + len(chunk) - len(fresh)
-        progress(stored, skipped)
-    if stored:
-        store.optimize()
-    return stored, skipped
+    return _store(store, pairs, lambda fresh: _items(encoder, fresh, broken), progress)
 
 
 def index_items(
     store: Store, items: Iterable[Item], *, progress: Callable[[int, int], None]
 ) -> tuple[int, int]:
     """Store what was embedded before; as `index_pairs` in everything else."""
+    return _store(store, items, lambda fresh: fresh, progress)
+
+
+def _store(
+    store: Store,
+    entries: Iterable[_Entry],
+    items_of: Callable[[list[_Entry]], list[Item]],
+    progress: Callable[[int, int], None],
+) -> tuple[int, int]:
+    """Store what is new of the entries, chunk by chunk; of some, `items_of` may make nothing."""
     stored = skipped = 0
-    iterator = iter(items)
+    iterator = iter(entries)
     while chunk := list(itertools.islice(iterator, _CHUNK)):
-        known = store.existing([item.id for item in chunk])
-        fresh = [item for item in chunk if item.id not in known]
+        known = store.existing([entry.id for entry in chunk])
+        fresh = items_of([entry for entry in chunk if entry.id not in known])
         store.upsert(fresh)
         stored, skipped = stored + len(fresh), skipped + len(chunk) - len(fresh)
         progress(stored, skipped)

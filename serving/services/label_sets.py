@@ -149,8 +149,7 @@ class LabelSets:
             try:
                 await asyncio.to_thread(path.unlink)  # without reading it: it may be damaged
             except FileNotFoundError as error:
-                message = f"no label set is called {name[:64]!r}"
-                raise NotFoundError(message) from error
+                raise _none_called(name) from error
             self._kept.pop(name, None)
 
     async def classes(self, label_set: LabelSet, embedder: Embedder, mode: Mode) -> Classes:
@@ -177,8 +176,7 @@ class LabelSets:
 
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
-            message = f"no label set is called {name[:64]!r}"
-            raise NotFoundError(message)
+            raise _none_called(name)
         return self._folder / f"{name}.json"
 
     def _read(self, name: str) -> LabelSet:
@@ -190,8 +188,7 @@ class LabelSets:
                 text = path.read_text(encoding="utf-8")
                 kept = self._kept[name] = _Kept(stamp, LabelSet.model_validate_json(text))
         except FileNotFoundError as error:
-            message = f"no label set is called {name[:64]!r}"
-            raise NotFoundError(message) from error
+            raise _none_called(name) from error
         except ValidationError as error:
             message = f"label set {name!r}: its file is damaged; store it again"
             raise BadInputError(message) from error
@@ -208,6 +205,10 @@ class LabelSets:
         self._folder.mkdir(parents=True, exist_ok=True)
         write_text_whole(self._path(name), label_set.model_dump_json() + "\n")
         self._kept.pop(name, None)
+
+
+def _none_called(name: str) -> NotFoundError:
+    return NotFoundError(f"no label set is called {name[:64]!r}")
 
 
 def check_label_set(label_set: LabelSet) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from serving.errors import BadInputError, NotFoundError
 from serving.services.embedding import Embedder
 from serving.services.searching import Answer, Question, Searcher, Tuning
@@ -47,7 +45,6 @@ class Retriever:
     ) -> None:
         self._embedder = embedder
         self._store = store
-        self._tuning = tuning
         self._searcher = Searcher(embedder, store, tuning)
         self._has_written = has_written
 
@@ -72,12 +69,12 @@ class Retriever:
             BadInputError: If an item has neither image nor text, an image cannot be decoded, or
                 two items have one id.
         """
-        given: set[str] = set()
+        given: set[str | None] = set()
         for number, item in enumerate(items):
             if item.id is not None and item.id in given:
                 message = f"items.{number}: the id {item.id[:64]!r} is given twice"
                 raise BadInputError(message)
-            given.update([] if item.id is None else [item.id])
+            given.add(item.id)
             if item.image is None and not (item.text or "").strip():
                 message = f"items.{number}: needs an image or a text"
                 raise BadInputError(message)
@@ -146,8 +143,7 @@ class Retriever:
 
     async def check(self) -> None:
         """Search once, as questions do; StoreUnavailableError if what is stored is damaged."""
-        first = np.eye(1, self._store.dim, dtype=np.float32)[0]
-        await asyncio.to_thread(self._store.search, first, 1, effort=self._tuning.effort)
+        await self._searcher.check()
 
     async def count(self, where: Mapping[str, Any] | None = None) -> int:
         return await asyncio.to_thread(self._store.count, parse_filter(where or {}))

@@ -177,6 +177,11 @@ class Searcher:
             ranked = await self._calibrated(question, query, ranked, is_centred)
         return Answer(hits=ranked, centred=is_centred, next=following)
 
+    async def check(self) -> None:
+        """Search once, as hard as questions do; StoreUnavailableError if files are damaged."""
+        first = np.eye(1, self._store.dim, dtype=np.float32)[0]
+        await asyncio.to_thread(self._store.search, first, 1, effort=self._tuning.effort)
+
     def _check(self, question: Question) -> None:
         if question.geometry == "centred" and not self._means:
             message = "geometry: this bundle has no modality means, so nothing can be centred"

@@ -10,7 +10,7 @@ from serving.stores.base import (
     Versioned,
     best_first,
 )
-from serving.stores.catalog import DEFAULT, Catalog, Known
+from serving.stores.catalog import DEFAULT, Catalog, Known, check_collection_name
 from serving.stores.collection_info import read_collection_info
 from serving.stores.embedded import EmbeddedStore
 from serving.stores.filters import Filter, IsModality, Modality, matches, parse_filter
@@ -33,6 +33,7 @@ __all__ = [
     "Store",
     "Versioned",
     "best_first",
+    "check_collection_name",
     "matches",
     "parse_filter",
     "read_collection_info",

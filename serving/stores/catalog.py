@@ -1,5 +1,6 @@
 """What collections there are, and the names that stand for them."""
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -7,12 +8,22 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Final, Protocol
 
+from serving.errors import BadInputError
 from serving.stores.base import CollectionInfo, Store
 
-__all__ = ["DEFAULT", "Catalog", "Known", "only_one"]
+__all__ = [
+    "DEFAULT",
+    "Catalog",
+    "Known",
+    "check_collection_name",
+    "is_collection_name",
+    "only_one",
+    "replace_whole",
+]
 
 DEFAULT: Final = "default"
 """The collection of requests that name none."""
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +81,25 @@ class Catalog(Protocol):
     def describe(self, name: str) -> str:
         """Where a collection is, for a person."""
         ...
+
+
+def is_collection_name(text: str) -> bool:
+    """Whether a collection or an alias may be called so."""
+    return _NAME.fullmatch(text) is not None
+
+
+def check_collection_name(text: str) -> None:
+    """Raise BadInputError where `is_collection_name` says no."""
+    if not is_collection_name(text):
+        message = f"{text[:64]!r}: a name is 1 to 64 letters, digits, dashes and underscores"
+        raise BadInputError(message)
+
+
+def replace_whole(path: Path, text: str) -> None:
+    """Write UTF-8 text so that readers see what was there before, or all of this."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 @contextmanager

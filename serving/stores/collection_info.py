@@ -6,6 +6,7 @@ from typing import Any
 
 from serving.errors import FingerprintError, ServingError, StoreUnavailableError
 from serving.stores.base import CollectionInfo
+from serving.stores.catalog import replace_whole
 
 __all__ = ["claim_folder", "holds_collection", "read_collection_info"]
 
@@ -34,7 +35,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
     path = folder / _INFO
     try:
         tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {"fingerprint": str(tree["fingerprint"]), "dim": int(tree["dim"]), **tree}
+        return {**tree, "fingerprint": str(tree["fingerprint"]), "dim": int(tree["dim"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         message = f"{path}: damaged; restore a copy, or remove the collection"
         raise StoreUnavailableError(message) from error
@@ -48,12 +49,9 @@ def claim_folder(folder: Path, fingerprint: str, dim: int) -> None:
         ServingError: If an earlier version made it.
         StoreUnavailableError: If what it says is damaged.
     """
-    path = folder / _INFO
-    if not path.is_file():
-        draft = path.with_name(f".{path.name}.draft")
+    if not holds_collection(folder):
         told = {"format": _FORMAT, "fingerprint": fingerprint, "dim": dim}
-        draft.write_text(json.dumps(told), encoding="utf-8")
-        draft.replace(path)
+        replace_whole(folder / _INFO, json.dumps(told))
         return
     info = _read_info(folder)
     found = info["fingerprint"]

@@ -49,7 +49,7 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-def _reads(
+def _tells_damage(
     method: Callable[Concatenate["EmbeddedStore", _Arguments], _Result],
 ) -> Callable[Concatenate["EmbeddedStore", _Arguments], _Result]:
     """Tell files that cannot be used, damaged or gone, as a store that is unavailable."""
@@ -100,7 +100,7 @@ class EmbeddedStore:
         # Any: half of its methods have no types.
         self._table: Any = self._opened()
 
-    @_reads
+    @_tells_damage
     def upsert(self, items: Sequence[Item]) -> None:
         if not items:
             return
@@ -116,27 +116,27 @@ class EmbeddedStore:
             )
             self._has_written()
 
-    @_reads
+    @_tells_damage
     def delete(self, ids: Sequence[str]) -> int:
         return self._delete(f"id IN ({quoted_list(sorted(set(ids)))})") if ids else 0
 
-    @_reads
+    @_tells_damage
     def delete_where(self, where: Filter) -> int:
         return self._delete(sql(where) or "true")
 
-    @_reads
+    @_tells_damage
     def get(self, item_id: str) -> Item | None:
         rows = self._table.search().where(f"id = {quoted(item_id)}").limit(1).to_list()
         return _item(rows[0]) if rows else None
 
-    @_reads
+    @_tells_damage
     def existing(self, ids: Sequence[str]) -> set[str]:
         if not ids:
             return set()
         query = self._table.search().where(f"id IN ({quoted_list(ids)})").select(["id"])
         return {row["id"] for row in query.limit(len(ids)).to_list()}
 
-    @_reads
+    @_tells_damage
     def search(
         self,
         vector: np.ndarray,
@@ -154,7 +154,7 @@ class EmbeddedStore:
                 return hits[:limit]
             fetched *= 4
 
-    @_reads
+    @_tells_damage
     def search_captions(self, words: str, limit: int, where: Filter = ()) -> list[Hit]:
         if not words.strip():
             return []
@@ -167,11 +167,11 @@ class EmbeddedStore:
             query = query.where(clause, prefilter=True)
         return sorted((_hit(row, row["_score"]) for row in query.to_list()), key=best_first)[:limit]
 
-    @_reads
+    @_tells_damage
     def count(self, where: Filter = ()) -> int:
         return int(self._table.count_rows(sql(where)))
 
-    @_reads
+    @_tells_damage
     def scan(self, limit: int, *, after: str = "", where: Filter = ()) -> list[Item]:
         clauses = [f"id > {quoted(after)}"] if after else []
         clause = conjunction([*clauses, *filter(None, [sql(where)])])
@@ -179,7 +179,7 @@ class EmbeddedStore:
         query = query if clause is None else query.where(clause)
         return [_item(row) for row in query.order_by([_BY_ID]).limit(limit).to_list()]
 
-    @_reads
+    @_tells_damage
     def sample(self, count: int, *, seed: int = 0) -> list[Item]:
         stored = self.count()
         drawn = np.random.default_rng(seed).choice(stored, min(count, stored), replace=False)
@@ -192,7 +192,7 @@ class EmbeddedStore:
         return [[Effort(probes, refine) for refine in _REFINE] for probes in _PROBES]
 
     @property
-    @_reads
+    @_tells_damage
     def is_indexed(self) -> bool:
         return any(index.columns == ["vector"] for index in self._table.list_indices())
 
@@ -200,15 +200,7 @@ class EmbeddedStore:
     def version(self) -> int:
         return int(self._table.version)
 
-    @_reads
-    def _opened(self) -> Any:
-        files = self.folder / f"{_TABLE}.lance"
-        if (files / "data").is_dir() and not (files / "_versions").is_dir():
-            message = "its versions are gone"  # LanceDB would begin an empty table over the items
-            raise OSError(message)
-        return self._database.create_table(_TABLE, schema=self._schema, exist_ok=True)
-
-    @_reads
+    @_tells_damage
     def build_index(self) -> None:
         # RaBitQ packs eight dimensions a byte. How many partitions there are is left to LanceDB,
         # which joins and splits them anyway when it takes new rows in.
@@ -246,6 +238,14 @@ class EmbeddedStore:
         with self._write_lock:
             self._check_snapshot(name)
             self._table.tags.delete(name)
+
+    @_tells_damage
+    def _opened(self) -> Any:
+        files = self.folder / f"{_TABLE}.lance"
+        if (files / "data").is_dir() and not (files / "_versions").is_dir():
+            message = "its versions are gone"  # LanceDB would begin an empty table over the items
+            raise OSError(message)
+        return self._database.create_table(_TABLE, schema=self._schema, exist_ok=True)
 
     def _retention(self) -> timedelta:
         """How old a version must be to go.

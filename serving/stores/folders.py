@@ -9,14 +9,19 @@ have begun end with the collection they began with.
 """
 
 import json
-import re
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
-from serving.errors import BadInputError
-from serving.stores.catalog import DEFAULT, Known, only_one
+from serving.stores.catalog import (
+    DEFAULT,
+    Known,
+    check_collection_name,
+    is_collection_name,
+    only_one,
+    replace_whole,
+)
 from serving.stores.collection_info import holds_collection, read_collection_info
 from serving.stores.embedded import EmbeddedStore
 
@@ -25,7 +30,6 @@ __all__ = ["FolderCatalog"]
 _ALIASES: Final = "aliases.json"
 _NOTE: Final = "recall.json"
 _LOCK: Final = ".measuring"
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class FolderCatalog:
@@ -43,7 +47,9 @@ class FolderCatalog:
     def names(self) -> list[str]:
         folders = self._root.iterdir() if self._root.is_dir() else ()
         found = [
-            path.name for path in folders if _NAME.fullmatch(path.name) and holds_collection(path)
+            path.name
+            for path in folders
+            if is_collection_name(path.name) and holds_collection(path)
         ]
         if holds_collection(self._index):
             found.append(DEFAULT)
@@ -59,7 +65,7 @@ class FolderCatalog:
 
     def find(self, asked: str) -> Known | None:
         name = self.aliases().get(asked, asked)
-        if not _NAME.fullmatch(name):
+        if not is_collection_name(name):
             return None
         info = read_collection_info(self._folder(name))
         if info is None:
@@ -71,12 +77,7 @@ class FolderCatalog:
         return Known(name=name, info=info, note=note)
 
     def open(self, name: str, *, fingerprint: str, dim: int) -> EmbeddedStore:
-        if not _NAME.fullmatch(name):
-            message = (
-                f"collection {name[:64]!r}: a name is 1 to 64 letters, digits, dashes and "
-                f"underscores"
-            )
-            raise BadInputError(message)
+        check_collection_name(name)
         return EmbeddedStore(self._folder(name), fingerprint=fingerprint, dim=dim)
 
     def drop(self, name: str) -> None:
@@ -92,10 +93,10 @@ class FolderCatalog:
         if alias == name:
             del changed[alias]
         self._root.mkdir(parents=True, exist_ok=True)
-        _replace(self._root / _ALIASES, json.dumps(dict(sorted(changed.items())), indent=1))
+        replace_whole(self._root / _ALIASES, json.dumps(dict(sorted(changed.items())), indent=1))
 
     def note(self, name: str, text: str) -> None:
-        _replace(self._folder(name) / _NOTE, text)
+        replace_whole(self._folder(name) / _NOTE, text)
 
     def alone(self, name: str) -> AbstractContextManager[bool]:
         return only_one(self._folder(name) / _LOCK)
@@ -105,9 +106,3 @@ class FolderCatalog:
 
     def _folder(self, name: str) -> Path:
         return self._index if name == DEFAULT else self._root / name
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

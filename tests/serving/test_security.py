@@ -4,7 +4,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from fastapi import FastAPI, Request
@@ -307,21 +309,28 @@ def test_without_keys_only_this_machine_may_change_models() -> None:
     assert "no keys" in answer.json()["detail"]
 
 
-def test_requests_are_logged_as_json_without_payload_or_key(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@contextmanager
+def logging_as(log_format: Literal["json", "text"]) -> Iterator[None]:
+    """The process's loggers as a server sets them, and then as they were."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     try:
-        configure_logging("json")
+        configure_logging(log_format)
+        yield
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+
+
+def test_requests_are_logged_as_json_without_payload_or_key(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with logging_as("json"):
         client = keyed(access_log=True)
         answer = client.post(
             "/count?q=secret", content=b"secret", headers={"authorization": "Bearer w"}
         )
         client.get("/broken", headers={"authorization": "Bearer w"})
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     asked = [line for line in lines if line["event"] == "request"]
     assert asked[0]["request_id"] == answer.headers["x-request-id"]
@@ -338,14 +347,8 @@ def test_requests_are_logged_as_text_with_the_same_fields(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Lines said `request` alone."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    try:
-        configure_logging("text")
+    with logging_as("text"):
         answer = keyed(access_log=True).post("/count", headers={"authorization": "Bearer w"})
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)
     lines = capsys.readouterr().err.splitlines()
     (line,) = (line for line in lines if line.startswith("INFO serving: request"))
     assert line.startswith("INFO serving: request method=POST route=/count status=200 ")

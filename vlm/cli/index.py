@@ -84,10 +84,8 @@ def index(
     raw = [folder for folder in shards if folder not in embedded]
     total = sum(_count(folder) for folder in shards)
     encoder = Encoder.load(bundle)
-    catalog, name = (
-        opened_catalog(index or bundle.parent / "index"),
-        "default" if collection is None else collection,
-    )
+    catalog = opened_catalog(index or bundle.parent / "index")
+    name = "default" if collection is None else collection
     store = catalog.open(name, fingerprint=encoder.fingerprint, dim=encoder.dim)
     report = Report(console, total)
     items = _items(embedded, encoder.fingerprint)

@@ -18,7 +18,7 @@ rounds what its layers add up, and what tells one image from another is a small 
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -60,6 +60,8 @@ class _Part:
     layer: str
     start: int
     stop: int
+    size: int
+    """How many weights."""
     kind: str
 
 
@@ -90,19 +92,18 @@ def mixed_tower(
     weights = {_name(layer): _weights(layer) for layer in _linear_layers(tower)}
     means = _input_means(openvino, tower, fitted)
     total = sum(matrix.size for matrix in weights.values())
-    kinds = _worth_trying(weights, total)
+    kinds, shares = _worth_trying(weights, total)
     moments = _input_moments(openvino, tower, fitted, means)
-    rounded: dict[_Part, np.ndarray] = {}
-    for part in itertools.chain.from_iterable(kinds.values()):
-        rows = torch.from_numpy(weights[part.layer][part.start : part.stop].copy())
-        rounded[part] = round_weights(rows, moments[part.layer]).numpy()
+    rounded = {
+        name: round_weights(torch.from_numpy(weights[name].copy()), moments[name]).numpy()
+        for name in {part.layer for parts in kinds.values() for part in parts}
+    }
 
-    def stray_of(chosen: Iterable[_Part]) -> tuple[Any, float]:
-        network = _rounded(openvino, tower, means, {part: rounded[part] for part in chosen})
+    def stray_of(chosen: Collection[_Part]) -> tuple[Any, float]:
+        network = _rounded(openvino, tower, means, rounded, chosen)
         rows = _outputs(openvino, network, tried)[0]
         return network, 1 - float((rows.astype(np.float64) * expected).sum(axis=1).mean())
 
-    shares = {kind: sum(rounded[p].size for p in parts) / total for kind, parts in kinds.items()}
     strays = {}
     for kind in kinds:
         strays[kind] = stray_of(kinds[kind])[1]
@@ -114,7 +115,7 @@ def mixed_tower(
         if not taken or stray <= allowed:
             break
         taken.popitem()
-    share = sum(rounded[part].size for part in chosen) / total
+    share = sum(part.size for part in chosen) / total
     report(f"  in bf16: {share:.0%} of the weights, mean cosine {1 - stray:.5f}")
     return network, {
         kind: Choice(
@@ -144,17 +145,17 @@ def _cheapest(
     return taken
 
 
-def _worth_trying(weights: Mapping[str, np.ndarray], total: int) -> dict[str, list[_Part]]:
-    """The parts of each kind, of kinds that hold enough of the weights."""
+def _worth_trying(
+    weights: Mapping[str, np.ndarray], total: int
+) -> tuple[dict[str, list[_Part]], dict[str, float]]:
+    """The parts of each kind that holds enough of the weights, and how much it holds."""
     kinds: dict[str, list[_Part]] = {}
     for name, matrix in weights.items():
         for part in _parts(name, matrix.shape):
             kinds.setdefault(part.kind, []).append(part)
-    sizes = {
-        kind: sum((p.stop - p.start) * weights[p.layer].shape[1] for p in parts)
-        for kind, parts in kinds.items()
-    }
-    return {kind: parts for kind, parts in kinds.items() if sizes[kind] >= _LEAST_SHARE * total}
+    shares = {kind: sum(part.size for part in parts) / total for kind, parts in kinds.items()}
+    enough = {kind: share for kind, share in shares.items() if share >= _LEAST_SHARE}
+    return {kind: kinds[kind] for kind in enough}, enough
 
 
 def _parts(name: str, shape: tuple[int, ...]) -> list[_Part]:
@@ -166,6 +167,7 @@ def _parts(name: str, shape: tuple[int, ...]) -> list[_Part]:
             layer=name,
             start=number * height // count,
             stop=(number + 1) * height // count,
+            size=height // count * width,
             kind=_kind(name) + (f"[{number}]" if count > 1 else ""),
         )
         for number in range(count)
@@ -232,27 +234,23 @@ def _input_moments(
         if key not in by_source:
             probed.add_outputs(source)
         by_source.setdefault(key, []).append(_name(layer))
-    sums: list[Tensor | None] = [None] * len(by_source)
+    sharing = list(by_source.values())
+    sums = [torch.zeros(2 * means[names[0]].shape) for names in sharing]
     for _, *inputs in _each(openvino, probed, batches):
-        for number, (names, rows) in enumerate(zip(by_source.values(), inputs, strict=True)):
+        for total, names, rows in zip(sums, sharing, inputs, strict=True):
             centred = torch.from_numpy(rows.reshape(-1, rows.shape[-1]) - means[names[0]])
-            products, so_far = centred.T @ centred, sums[number]
-            sums[number] = products if so_far is None else so_far.add_(products)
-    return {
-        name: total
-        for names, total in zip(by_source.values(), sums, strict=True)
-        for name in names
-        if total is not None
-    }
+            total += centred.T @ centred
+    return {name: total for names, total in zip(sharing, sums, strict=True) for name in names}
 
 
 def _rounded(
     openvino: Any,
     tower: Any,
     means: Mapping[str, np.ndarray],
-    chosen: Mapping[_Part, np.ndarray],
+    rounded: Mapping[str, np.ndarray],
+    chosen: Collection[_Part],
 ) -> Any:
-    """A copy of a tower in which these parts multiply centred inputs by these weights in bf16."""
+    """A copy of a tower whose chosen parts multiply centred inputs by rounded weights in bf16."""
     ops, bf16 = openvino.opset13, openvino.Type.bf16
     network = tower.clone()
     for layer in _linear_layers(network):
@@ -268,12 +266,13 @@ def _rounded(
         columns = []
         for is_chosen, neighbours in itertools.groupby(parts, key=lambda part: part in chosen):
             group = list(neighbours)
-            rows = weights[group[0].start : group[-1].stop]
+            place = slice(group[0].start, group[-1].stop)
+            rows = weights[place]
             if not is_chosen:
                 columns.append(ops.matmul(source, ops.constant(rows.copy()), False, True))
                 continue
-            stacked = np.concatenate([chosen[part] for part in group])
-            product = ops.matmul(short, ops.constant(stacked, bf16), False, True)
+            nearby = ops.constant(rounded[name][place].copy(), bf16)
+            product = ops.matmul(short, nearby, False, True)
             shift = (rows.astype(np.float64) @ means[name].astype(np.float64)).astype(np.float32)
             columns.append(ops.add(ops.convert(product, openvino.Type.f32), shift))
         full = columns[0] if len(columns) == 1 else ops.concat(columns, -1)

@@ -47,14 +47,15 @@ def weights(count: int) -> dict[str, np.ndarray]:
 
 def in_bf16(tower: Any, means: dict[str, np.ndarray], *numbers: int) -> Any:
     """A tower whose layers, or these parts of them, multiply in bf16, weights at their nearest."""
-    chosen = {}
-    for layer in _linear_layers(tower):
-        matrix = _weights(layer)
-        for number, part in enumerate(_parts(_name(layer), matrix.shape)):
-            if not numbers or number in numbers:
-                rows = torch.from_numpy(matrix[part.start : part.stop].copy())
-                chosen[part] = rows.bfloat16().float().numpy()
-    return _rounded(openvino, tower, means, chosen)
+    weights = {_name(layer): _weights(layer).copy() for layer in _linear_layers(tower)}
+    nearest = {n: torch.from_numpy(m).bfloat16().float().numpy() for n, m in weights.items()}
+    chosen = [
+        part
+        for name, matrix in weights.items()
+        for number, part in enumerate(_parts(name, matrix.shape))
+        if not numbers or number in numbers
+    ]
+    return _rounded(openvino, tower, means, nearest, chosen)
 
 
 def test_inputs_are_rounded_to_the_nearest_bf16() -> None:
