@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from serving.heap import settle_heap
 from serving.logs import configure_logging
 from serving.places import claim_place
 from serving.protocol import HeadTimeoutProtocol
@@ -38,7 +39,8 @@ def run(settings: ServingSettings) -> None:
         "port": settings.port,
         "timeout_graceful_shutdown": settings.drain_seconds,
         "server_header": False,
-        # Not httptools, which bounds no headers: one connection could hold memory and loop.
+        # Not httptools: it bounds no headers, and drops a body that comes with `upgrade: h2c`, as
+        # Java's client offers by itself.
         "http": functools.partial(HeadTimeoutProtocol, head_seconds=settings.head_seconds),
         "access_log": False,
         "log_config": None,
@@ -46,7 +48,7 @@ def run(settings: ServingSettings) -> None:
     if settings.processes == 1:
         from serving.app import create_app  # noqa: PLC0415 - torch reads the thread policy at import
 
-        uvicorn.run(create_app(settings.on_device(0)), **options)
+        uvicorn.run(create_app(settings.on_device(0), settle=settle_heap), **options)
         return
     with tempfile.TemporaryDirectory() as folder:
         hand_to_workers(settings, Path(folder))
@@ -62,7 +64,7 @@ def worker_app() -> "FastAPI":
     settings = load_settings([])
     settings = settings.on_device(claim_place(settings_folder(), settings.processes))
     configure_logging(settings.log_format)
-    return create_app(settings)
+    return create_app(settings, settle=settle_heap)
 
 
 def main() -> None:

@@ -59,12 +59,18 @@ _STATUS: dict[type[Exception], int] = {
 }
 
 
-def create_app(settings: ServingSettings, *, tracing: Tracing | None = None) -> FastAPI:
+def create_app(
+    settings: ServingSettings,
+    *,
+    tracing: Tracing | None = None,
+    settle: Callable[[], None] = lambda: None,
+) -> FastAPI:
     """The server of a default model, its collection, and further models.
 
     Args:
         settings: All that decides what is served, and how.
         tracing: Where spans go; by default where `settings.traces` says.
+        settle: Called when all is loaded, and when a model that was replaced is no longer used.
 
     What it starts with is loaded, verified and run once before the server is ready.
 
@@ -79,7 +85,7 @@ def create_app(settings: ServingSettings, *, tracing: Tracing | None = None) -> 
         title="vlm",
         version=vlm.__version__,
         description="Zero-shot classification, embeddings and cross-modal search.",
-        lifespan=_lifespan(settings, metrics, tracing),
+        lifespan=_lifespan(settings, metrics, tracing, settle),
         docs_url=None,
         redoc_url=None,
         responses={code: _described_problem(code) for code in _PROBLEMS},
@@ -99,7 +105,10 @@ def create_app(settings: ServingSettings, *, tracing: Tracing | None = None) -> 
 
 
 def _lifespan(
-    settings: ServingSettings, metrics: Metrics, tracing: Tracing | None
+    settings: ServingSettings,
+    metrics: Metrics,
+    tracing: Tracing | None,
+    settle: Callable[[], None],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -116,6 +125,7 @@ def _lifespan(
                 collections=collections,
                 label_sets=LabelSets(settings.label_sets_folder),
                 metrics=metrics,
+                settle=settle,
             )
             facts: dict[str, Any] = {
                 "fingerprint": model.info.fingerprint,
@@ -124,6 +134,7 @@ def _lifespan(
                 "pid": os.getpid(),
             }
             items = (await collections.get()).store.count()
+            settle()
             _log.info("ready", extra={**facts, "items": items})
             yield
         finally:

@@ -1,5 +1,7 @@
 """What routes are given: the parts that the application's lifespan built."""
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -26,18 +28,24 @@ class Services:
     collections: Collections
     label_sets: LabelSets
     metrics: Metrics
+    settle: Callable[[], None]
+    """What is done when the last request of a model that was replaced has ended."""
 
     async def load(self, name: str, bundle: str | None) -> ServedModel:
         """Serve a bundle under a name; collections stay with the model of their vectors."""
         try:
             return await self.registry.load(name, bundle)
         finally:
-            await self.collections.settle()
+            await self._settle()
 
     async def unload(self, name: str) -> None:
         """Stop answering under a name; a model that a collection needs is kept for it."""
         await self.registry.unload(name)
+        await self._settle()
+
+    async def _settle(self) -> None:
         await self.collections.settle()
+        asyncio.get_running_loop().call_later(self.settings.request_seconds, self.settle)
 
     def embedder(self, name: str | None = None) -> Embedder:
         """The model that a request names, or the default one; NotFoundError if there is none."""
