@@ -101,6 +101,8 @@ class Access:
         return None if known is None else known.key.name
 
     def _find(self, headers: Headers) -> _Known | None:
+        if not self._known:
+            return None
         digest = hashlib.sha256(_key(headers)).hexdigest()
         # All are compared, each in constant time: timing tells neither which nor how close.
         matches = [k for k in self._known if hmac.compare_digest(digest, k.key.sha256)]

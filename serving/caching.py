@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from serving.metrics import Metrics
 
 __all__ = ["RowCache"]
 
+Kind = Literal["text", "image"]
 _OVERHEAD_BYTES: Final = 300
 """Of an entry beside its row: the key, the array's head, the links."""
 
@@ -25,6 +26,11 @@ class RowCache:
     def __init__(self, max_bytes: int, metrics: Metrics) -> None:
         self._max_bytes = max_bytes
         self._metrics = metrics
+        self._lookups = {
+            (kind, found): metrics.cache.labels(kind, "hit" if found else "miss")
+            for kind in ("text", "image")
+            for found in (True, False)
+        }
         self._rows: OrderedDict[tuple[str, str, str], np.ndarray] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -33,22 +39,22 @@ class RowCache:
     def enabled(self) -> bool:
         return self._max_bytes > 0
 
-    def get(self, model: str, kind: str, key: str) -> np.ndarray | None:
+    def get(self, model: str, kind: Kind, key: str) -> np.ndarray | None:
         """The row of a text or an image, if it is remembered.
 
         Args:
             model: Fingerprint and runtime.
-            kind: `text` or `image`.
+            kind: Of what it is the row.
             key: The text, or the hash of the file.
         """
         with self._lock:
             row = self._rows.get((model, kind, key))
             if row is not None:
                 self._rows.move_to_end((model, kind, key))
-        self._metrics.cache.labels(kind, "miss" if row is None else "hit").inc()
+        self._lookups[kind, row is not None].inc()
         return row
 
-    def put(self, model: str, kind: str, key: str, row: np.ndarray) -> None:
+    def put(self, model: str, kind: Kind, key: str, row: np.ndarray) -> None:
         """Remember a row, which must not be changed afterwards, and forget what was used least."""
         if _size(key, row) > self._max_bytes:
             return

@@ -1,10 +1,9 @@
 """One request and its answer, seen from outside the routes: counted, and watched."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Send
 
 __all__ = ["BodyLimits", "Exchange", "Refusal", "RefusedBodyError"]
@@ -43,7 +42,7 @@ class Exchange:
         send: Send,
         *,
         request_id: str,
-        headers: Mapping[str, str],
+        headers: Sequence[tuple[bytes, bytes]],
     ) -> None:
         self._limits = limits
         self._receive = receive
@@ -94,10 +93,13 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
-            outgoing = MutableHeaders(scope=message)
-            outgoing["x-request-id"] = self.request_id
-            for name, value in self._headers.items():
-                outgoing.setdefault(name, value)
+            own = list(message.get("headers", ()))
+            given = {name.lower() for name, _ in own}
+            message["headers"] = [
+                *own,
+                (b"x-request-id", self.request_id.encode()),
+                *(header for header in self._headers if header[0] not in given),
+            ]
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             self.finished = True
         await self._send(message)

@@ -7,6 +7,8 @@ import math
 import secrets
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -28,18 +30,19 @@ __all__ = ["GuardMiddleware", "problem_response"]
 
 _OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 _METHODS = (*SAFE_METHODS, "POST", "PUT", "PATCH", "DELETE")
-_HEADERS = {
-    "content-security-policy": (
-        "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
-        "form-action 'self'; frame-ancestors 'none'"
+_HEADERS: Final = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
+        b"form-action 'self'; frame-ancestors 'none'",
     ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "x-frame-options": "DENY",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-cache",
-}
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-cache"),
+)
 # Basic makes a browser ask for the key and send it with pictures too; the user name is ignored.
 _HEADERS_OF_STATUS = {
     401: {"www-authenticate": 'Bearer, Basic realm="API key as the password"'},
@@ -109,10 +112,10 @@ class GuardMiddleware:
         tokens = CLIENT.set(client), REQUEST_ID.set(request_id)
         try:
             if self._tracing is None:
-                await self._answer(scope, receive, send, request_id)
+                await self._answer(scope, receive, send, headers)
                 return
             with self._tracing.request(scope["method"], headers, request_id) as span:
-                status = await self._answer(scope, receive, send, request_id)
+                status = await self._answer(scope, receive, send, headers)
                 route = _route(scope)
                 span.update_name(f"{scope['method']} {route}")
                 span.set_attributes({"http.route": route, "http.response.status_code": status})
@@ -120,10 +123,11 @@ class GuardMiddleware:
             CLIENT.reset(tokens[0])
             REQUEST_ID.reset(tokens[1])
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
-        exchange = Exchange(self._limits, receive, send, request_id=request_id, headers=_HEADERS)
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> int:
         start = time.perf_counter()
-        headers = Headers(scope=scope)
+        exchange = Exchange(
+            self._limits, receive, send, request_id=REQUEST_ID.get(), headers=_HEADERS
+        )
         exchange.refusal = self._refusal(scope, headers)
         if exchange.refusal is None:
             try:
@@ -142,17 +146,9 @@ class GuardMiddleware:
 
     async def _run(self, scope: Scope, exchange: Exchange, seconds: float | None) -> None:
         """The application, until it is done, the time is over, or the client has gone."""
-        work = asyncio.ensure_future(self._app(scope, exchange.receive, exchange.send))
-        left = asyncio.ensure_future(exchange.client_left())
         try:
-            await asyncio.wait({work, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done() and not exchange.finished:
-                exchange.refusal = _GONE if left.done() else _late(seconds)
-                work.cancel()
-            await work
-        except asyncio.CancelledError:
-            if exchange.refusal is None:  # the server itself is being ended
-                raise
+            with _given_up(exchange, seconds):
+                await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.refusal = exchange.refusal or _GONE
         except Exception as error:
@@ -163,10 +159,6 @@ class GuardMiddleware:
                 exchange.refusal = Refusal(
                     500, "the server failed; tell its operator the request id"
                 )
-        finally:
-            work.cancel()
-            left.cancel()
-            exchange.close()
 
     def _seconds(self, scope: Scope, headers: Headers) -> float | None:
         """How long a request may take; loading a model takes as long as it takes."""
@@ -215,6 +207,36 @@ class GuardMiddleware:
         if self._settings.access_log:
             facts = {"method": method, "route": route, "status": status, "client": CLIENT.get()}
             _log.info("request", extra={**facts, "ms": round(1000 * seconds, 1)})
+
+
+@contextmanager
+def _given_up(exchange: Exchange, seconds: float | None) -> Iterator[None]:
+    """Cancel what runs inside, in this task, when it is too late or for nobody.
+
+    The application has no task of its own, which would be one more to make and wait for.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def give_up(refusal: Refusal) -> None:
+        if not exchange.finished and exchange.refusal is None:
+            exchange.refusal = refusal
+            task.cancel()
+
+    left = loop.create_task(exchange.client_left())
+    left.add_done_callback(lambda done: None if done.cancelled() else give_up(_GONE))
+    late = None if seconds is None else loop.call_later(seconds, give_up, _late(seconds))
+    try:
+        yield
+    except asyncio.CancelledError:
+        if exchange.refusal is None:  # the server itself is being ended
+            raise
+        task.uncancel()
+    finally:
+        left.cancel()
+        if late is not None:
+            late.cancel()
+        exchange.close()
 
 
 def _route(scope: Scope) -> str:
