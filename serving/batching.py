@@ -4,16 +4,17 @@ No timer: while the model works on one batch, the next one gathers. An idle mode
 a busy one gets full batches, so the wait adapts to the load by itself.
 
 Clients take turns, an item each, so that who asks for much waits longer than who asks for little. A
-batch holds items of like cost: its first one decides which.
+batch holds items of like cost, for they are all made as long as the longest.
 """
 
 import asyncio
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from serving.metrics import Metrics
 __all__ = ["MicroBatcher"]
 
 ItemT = TypeVar("ItemT")
+_LIKE: Final = 1.5
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class MicroBatcher(Generic[ItemT]):
         executor: The one worker of the device; several batchers may share it.
         max_batch: Most items of one call of `encode`.
         max_waiting: Most items in the queue; a caller that would exceed it is refused.
-        cost: The class of an item's cost; a batch holds items of one class.
+        cost: Of an item, over 0; in a batch none costs over 1.5 times what another does.
         tower: What the batches are called in the metrics.
         metrics: Where sizes and times are told.
     """
@@ -53,7 +55,7 @@ class MicroBatcher(Generic[ItemT]):
         executor: Executor,
         max_batch: int,
         max_waiting: int,
-        cost: Callable[[ItemT], int] = lambda item: 0,
+        cost: Callable[[ItemT], int] = lambda item: 1,
         tower: str = "item",
         metrics: Metrics | None = None,
     ) -> None:
@@ -93,6 +95,8 @@ class MicroBatcher(Generic[ItemT]):
         self._queue_items.inc(len(items))
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work())
+        if len(futures) == 1:  # most requests bring one, and gathering costs
+            return (await futures[0])[None]
         return np.stack(await asyncio.gather(*futures))
 
     async def _work(self) -> None:
@@ -150,31 +154,33 @@ class MicroBatcher(Generic[ItemT]):
         return batch
 
     def _turns(self) -> Iterator[_Waiting[ItemT]]:
-        """Take items out, one a client and turn, of the cost class of the first.
+        """Take items out, one a client and turn, whose costs are alike.
 
         Who has had its turn goes to the end of the line, so the next batch begins with another.
         """
-        wanted: int | None = None
+        least, most = math.inf, 0.0
         found = True
         while found:
             found = False
             for client in list(self._queues):
                 queue = self._queues[client]
-                if wanted is None:
-                    wanted = self._cost(queue[0].item)
-                waiting = self._taken(queue, wanted)
+                waiting = self._taken(queue, at_least=most / _LIKE, at_most=least * _LIKE)
                 if waiting is None:
                     continue
                 found = True
+                cost = self._cost(waiting.item)
+                least, most = min(least, cost), max(most, cost)
                 self._queues.move_to_end(client)
                 if not queue:
                     del self._queues[client]
                 yield waiting
 
-    def _taken(self, queue: "deque[_Waiting[ItemT]]", wanted: int) -> _Waiting[ItemT] | None:
-        """The first item of a cost class, taken out; None if there is none."""
+    def _taken(
+        self, queue: "deque[_Waiting[ItemT]]", *, at_least: float, at_most: float
+    ) -> _Waiting[ItemT] | None:
+        """The first item of a cost between those, taken out; None if there is none."""
         for place, waiting in enumerate(queue):
-            if self._cost(waiting.item) == wanted:
+            if at_least <= self._cost(waiting.item) <= at_most:
                 del queue[place]
                 return waiting
         return None

@@ -29,6 +29,7 @@ routers = (
     items.router,
     collections.router,
     maps.router,
+    kserve.inference_router,
     kserve.router,
     models.router,
     health.router,

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -10,10 +11,12 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-__all__ = ["body_schema", "parse_body"]
+__all__ = ["body_schema", "parse_body", "where_it_pays"]
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
-_PARSED_AT_ONCE = 64 * 1024
+ResultT = TypeVar("ResultT")
+Arguments = ParamSpec("Arguments")
+_AT_ONCE = 64 * 1024
 """Bytes that take less time than a thread needs to begin."""
 _MAX_FILES = 256
 _MAX_FIELDS = 4096
@@ -43,9 +46,7 @@ async def parse_body(
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
         body = await request.body()
-        if len(body) <= _PARSED_AT_ONCE:
-            return _from_json(schema, body)
-        return await asyncio.to_thread(_from_json, schema, body)
+        return await where_it_pays(len(body), _from_json, schema, body)
     if content_type == "multipart/form-data":
         return await asyncio.to_thread(_validated, schema, await _form(request, lists, objects))
     detail = (
@@ -53,6 +54,18 @@ async def parse_body(
         f"multipart/form-data"
     )
     raise HTTPException(415, detail)
+
+
+async def where_it_pays(
+    size: int,
+    function: Callable[Arguments, ResultT],
+    *args: Arguments.args,
+    **kwargs: Arguments.kwargs,
+) -> ResultT:
+    """What `function` makes of so many bytes; of many in a thread, so that others go on."""
+    if size <= _AT_ONCE:
+        return function(*args, **kwargs)
+    return await asyncio.to_thread(function, *args, **kwargs)
 
 
 def body_schema(schema: type[BaseModel], files: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.errors import BadInputError
 from serving.routes.bodies import body_schema, parse_body
+from serving.routes.direct import DirectRoute
 from serving.routes.state import ServicesDep, refuse_more_than
 from serving.schemas import ImageSource, ModelName
 
 __all__ = ["CaptionRequest", "router"]
 
-router = APIRouter(prefix="/v1", tags=["captions"])
+router = APIRouter(prefix="/v1", tags=["captions"], route_class=DirectRoute)
 
 
 class CaptionRequest(BaseModel):

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 
 from serving.routes.bodies import body_schema, parse_body
 from serving.routes.classes import label_set_of
+from serving.routes.direct import DirectRoute
 from serving.routes.state import Services, ServicesDep, refuse_more_than
 from serving.schemas import ClassifyRequest, ClassifyResponse, ClassifyResult, PredictionOut
 from serving.services.classification import (
@@ -19,7 +20,7 @@ from serving.services.label_sets import check_label_set
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1", tags=["classification"])
+router = APIRouter(prefix="/v1", tags=["classification"], route_class=DirectRoute)
 _LISTS = ("images", "labels", "templates")
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.errors import BadInputError
 from serving.routes.bodies import body_schema, parse_body
+from serving.routes.direct import DirectRoute
 from serving.routes.state import ServicesDep, refuse_more_than
 from serving.schemas import ModelName, Text
 from serving.services.embedding import is_image
@@ -16,7 +17,7 @@ from serving.services.fetching import RemoteImage
 
 __all__ = ["EmbeddingsRequest", "router"]
 
-router = APIRouter(prefix="/v1", tags=["embeddings"])
+router = APIRouter(prefix="/v1", tags=["embeddings"], route_class=DirectRoute)
 
 
 class TextPart(BaseModel):

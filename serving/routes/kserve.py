@@ -11,7 +11,8 @@ from starlette.exceptions import HTTPException
 
 import vlm
 from serving.errors import BadInputError
-from serving.routes.bodies import body_schema
+from serving.routes.bodies import body_schema, where_it_pays
+from serving.routes.direct import DirectRoute
 from serving.routes.health import answers, readiness
 from serving.routes.state import ServicesDep, refuse_more_than
 from serving.routes.tensors import (
@@ -28,9 +29,12 @@ from serving.routes.tensors import (
 from serving.services.embedding import Embedder
 from serving.settings import ServingSettings
 
-__all__ = ["router"]
+__all__ = ["inference_router", "router"]
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+inference_router = APIRouter(
+    prefix="/v2", tags=["open inference protocol"], route_class=DirectRoute
+)
 _OUTPUTS = {"image": "image_embedding", "text": "text_embedding"}
 
 
@@ -77,7 +81,7 @@ async def model_ready(name: str, services: ServicesDep) -> JSONResponse:
     return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
 
 
-@router.post(
+@inference_router.post(
     "/models/{name}/infer", response_class=Response, openapi_extra=body_schema(InferRequest)
 )
 async def infer(name: str, request: Request, services: ServicesDep) -> Response:
@@ -86,13 +90,14 @@ async def infer(name: str, request: Request, services: ServicesDep) -> Response:
     if request.headers.get("content-encoding", "identity") != "identity":
         raise HTTPException(415, "compressed bodies are not understood; send them as they are")
     body, header = await request.body(), request.headers.get(HEADER_LENGTH)
-    tensors = await asyncio.to_thread(parse_tensors, body, header, known=tuple(_OUTPUTS))
+    tensors = await where_it_pays(len(body), parse_tensors, body, header, known=tuple(_OUTPUTS))
     outputs = _wanted(tensors, await _embedded(tensors, embedder, services.settings))
     info = embedder.info
     head = {"model_name": name, "model_version": info.fingerprint[:12]}
     if tensors.request.id is not None:
         head["id"] = tensors.request.id
-    content, length = await asyncio.to_thread(answer_body, head, outputs, tensors)
+    size = sum(rows.nbytes for rows in outputs.values())
+    content, length = await where_it_pays(size, answer_body, head, outputs, tensors)
     if length is None:
         return Response(content, media_type="application/json")
     return Response(

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 
 from serving.errors import BadInputError, ConflictError
 from serving.routes.bodies import body_schema, parse_body
+from serving.routes.direct import DirectRoute
 from serving.routes.items import thumbnail_path
 from serving.routes.state import Services, ServicesDep, refuse_more_than
 from serving.schemas import HitOut, PartIn, SearchRequest, SearchResponse
@@ -15,7 +16,7 @@ from serving.stores import parse_filter
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1", tags=["search"])
+router = APIRouter(prefix="/v1", tags=["search"], route_class=DirectRoute)
 
 
 @router.post("/search", openapi_extra=body_schema(SearchRequest, ("image",)))

@@ -6,13 +6,14 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.routes.bodies import body_schema, parse_body
+from serving.routes.direct import DirectRoute
 from serving.routes.state import ServicesDep, refuse_more_than
 from serving.schemas import ModelName, Text
 from serving.services.embedding import is_image
 
 __all__ = ["SimilarityRequest", "SimilarityResponse", "router"]
 
-router = APIRouter(prefix="/v1", tags=["embeddings"])
+router = APIRouter(prefix="/v1", tags=["embeddings"], route_class=DirectRoute)
 
 
 class SimilarityRequest(BaseModel):

@@ -86,7 +86,7 @@ class Embedder:
             executor=self._device,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
-            cost=_length_class,
+            cost=_text_cost,
             tower="text",
             metrics=metrics,
         )
@@ -191,6 +191,8 @@ class Embedder:
         texts = [
             e for e, image in zip(inputs, images, strict=True) if isinstance(e, str) and not image
         ]
+        if not files:
+            return await self.text_rows(texts, token_ids=token_ids)
         pictures = await self.prepare(files)
         rows = np.empty((len(inputs), self.info.dim), np.float32)
         rows[images], rows[~images] = await asyncio.gather(
@@ -273,9 +275,9 @@ class Embedder:
             raise RuntimeError(message)
 
 
-def _length_class(token_ids: np.ndarray) -> int:
-    """Texts of up to 8, 16, 32, … tokens go together: short ones do not pay for long ones."""
-    return max(3, (len(token_ids) - 1).bit_length())
+def _text_cost(token_ids: np.ndarray) -> int:
+    """Tokens, short texts as 16: what a batch loses by being smaller is more than their padding."""
+    return max(16, len(token_ids))
 
 
 def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:

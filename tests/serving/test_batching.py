@@ -190,3 +190,24 @@ def test_a_batch_holds_items_of_like_cost_and_nobody_waits_for_ever() -> None:
         assert batcher.waiting == 0
 
     asyncio.run(scenario())
+
+
+def test_costs_up_to_half_as_much_again_share_a_batch() -> None:
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        batcher: MicroBatcher[int] = MicroBatcher(
+            encode,
+            executor=ThreadPoolExecutor(1),
+            max_batch=8,
+            max_waiting=100,
+            cost=lambda item: item,
+        )
+        running = asyncio.create_task(batcher.rows([1]))
+        await a_batch_runs(encode)
+        mixed = asyncio.create_task(batcher.rows([20, 30, 16, 31, 21, 47]))
+        await asyncio.sleep(0)
+        encode.gate.set()
+        await asyncio.gather(running, mixed)
+        assert encode.batches == [[1], [20, 30, 21], [16], [31], [47]]
+
+    asyncio.run(scenario())
