@@ -13,14 +13,13 @@ one text a request. Before anything is timed, their rows are compared.
 | part | measures |
 |---|---|
 | `rates` | answers/s, p50 and p99 without a pause at 1, 8 and 32 at once, and peak memory |
-| `bare` | the same runtime in this process without HTTP, queues and other requests |
-| `apart` | both again, on one core, with the client on the other one |
+| `costs` | the server at 32 against the same runtime in a loop without HTTP, in turns |
 | `half` | latencies at half of the answers/s that `rates` found at 32, evenly and at random |
 | `overload` | ten times those answers/s for --overload seconds: answered, refused, or lost |
 
 Each part is put into the file of --out when it is done, and parts done before stay in it. The
-client is threads of this process with kept connections, but for `apart` on the same cores as the
-servers.
+client is threads of this process with kept connections, on the same cores as the servers, but for
+what `costs` finds with them apart.
 """
 
 import argparse
@@ -28,13 +27,10 @@ import base64
 import io
 import itertools
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +39,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tests.bench.serve_cost import cost, loop_alone
 from tests.bench.serve_models import save_fitted, save_transformers
 from tests.bench.serve_servers import (
     Running,
@@ -52,16 +49,14 @@ from tests.bench.serve_servers import (
     server,
 )
 from vlm.cli.bench_load import Tally, image_bodies, load, pace, text_bodies
-from vlm.inference import Encoder, load_bundle
+from vlm.inference import load_bundle
 from vlm.inference.runtimes import (
     RuntimeName,
     default_cache,
     export_runtime,
     fastest_runtime,
-    gated_runtime,
     runtime_name,
 )
-from vlm.preprocess import decode_image
 
 CONCURRENCY: Final = (1, 8, 32)
 MODALITIES: Final = ("images", "texts")
@@ -72,7 +67,7 @@ _STARTS: Final = itertools.count(0, 1_000_000)
 
 def main() -> None:
     """Make what is missing, then each part asked for, printed and kept as JSON."""
-    parts = {"rates": rates, "bare": bare, "apart": apart, "half": half, "overload": overload}
+    parts = {"rates": rates, "costs": costs, "half": half, "overload": overload}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/bench-serve.json"))
     parser.add_argument("--work", type=Path, default=Path("build/bench-serve"))
@@ -84,8 +79,7 @@ def main() -> None:
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
-        figures = bare_rates(arguments.work, runtime_name(arguments.alone), arguments.seconds)
-        sys.stdout.write(json.dumps(figures) + "\n")
+        loop_alone(arguments.work, runtime_name(arguments.alone), bodies)
         return
     tree = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     tree["threads"] = torch.get_num_threads()
@@ -178,100 +172,11 @@ def _row(url: str, text: str, modality: str) -> list[float]:
     return row
 
 
-def bare(
+def costs(
     arguments: argparse.Namespace, names: list[RuntimeName], tree: dict[str, Any]
 ) -> dict[str, Any]:
-    """What a loop over batches of 32 in this process does a second, and what of it HTTP leaves.
-
-    `model`: the forward pass alone. `files`: decoding, resizing or tokenizing too, one thread.
-    """
-    found: dict[str, Any] = {modality: {} for modality in MODALITIES}
-    for name in names:
-        rates = bare_rates(arguments.work, name, arguments.seconds)
-        for modality, figures in rates.items():
-            served = tree.get("rates", {}).get(modality, {}).get(f"ours, {name}", {}).get("32")
-            if served is not None:
-                figures |= _costs(served["per_second"], figures)
-            found[modality][name] = figures
-    return found
-
-
-def bare_rates(work: Path, name: RuntimeName, seconds: float) -> dict[str, dict[str, float]]:
-    """Images and texts a second of one runtime in this process, see `bare`."""
-    bundle = load_bundle(work / "bundle")
-    chosen = gated_runtime(name, bundle, cache=default_cache(work / "bundle"))
-    encoder = Encoder(bundle, runtime=chosen.runtime)
-    found: dict[str, dict[str, float]] = {}
-    for modality in MODALITIES:
-        make = bodies(modality)
-        inputs = [json.loads(make(number))["input"] for number in range(32)]
-        ready = _prepared(encoder, modality, inputs)
-        run = encoder.encode_pixels if modality == "images" else encoder.encode_token_ids
-        found[modality] = {
-            "model": _per_second(partial(run, ready), seconds),
-            "files": _per_second(partial(_whole, run, encoder, modality, inputs), seconds),
-        }
-    return found
-
-
-def _costs(served: float, bare: dict[str, float]) -> dict[str, float]:
-    """What is left of the bare rates, of the model alone and with decoding or tokenizing."""
-    costs = {f"cost_of_{what}": round(1 - served / rate, 3) for what, rate in bare.items()}
-    return {"served": served, **costs}
-
-
-def apart(
-    arguments: argparse.Namespace, names: list[RuntimeName], tree: dict[str, Any]
-) -> dict[str, Any]:
-    """What HTTP and queues cost: the server on one core, alone, and the client on another.
-
-    A client elsewhere takes nothing of the server's processors, as it does in the other parts.
-    """
-    found: dict[str, Any] = {modality: {} for modality in MODALITIES}
-    all_cores = os.sched_getaffinity(0)
-    first, second = sorted(all_cores)[:2]
-    pinned = ["env", "OMP_NUM_THREADS=1", "taskset", "-c", str(first)]
-    for name in names[1:]:
-        alone = [sys.executable, "-m", "tests.bench.bench_serve", "--alone", name]
-        alone += ["--work", str(arguments.work), "--seconds", str(arguments.seconds)]
-        done = subprocess.run([*pinned, *alone], stdout=subprocess.PIPE, text=True, check=True)
-        rates = json.loads(done.stdout.splitlines()[-1])
-        with server([*pinned, *our_command(arguments.work / "bundle", name)]) as running:
-            os.sched_setaffinity(0, {second})
-            try:
-                warm({name: running})
-                for modality in MODALITIES:
-                    tally = Tally()
-                    load(running.url, bodies(modality), concurrency=32,
-                         seconds=3 * arguments.seconds, tally=tally)  # fmt: skip
-                    served = tally.figures()["per_second"]
-                    found[modality][name] = rates[modality] | _costs(served, rates[modality])
-            finally:
-                os.sched_setaffinity(0, all_cores)
-    return found
-
-
-def _prepared(encoder: Encoder, modality: str, inputs: list[str]) -> np.ndarray:
-    if modality == "texts":
-        ids = encoder.tokenize(inputs)
-        return ids[:, : int((ids != 0).sum(axis=1).max())]
-    files = [base64.b64decode(text.partition(",")[2]) for text in inputs]
-    return np.stack([encoder.prepare_image(decode_image(file)) for file in files])
-
-
-def _whole(
-    run: Callable[[np.ndarray], Any], encoder: Encoder, modality: str, inputs: list[str]
-) -> Any:
-    return run(_prepared(encoder, modality, inputs))
-
-
-def _per_second(run: Callable[[], Any], seconds: float) -> float:
-    run()
-    count, begin = 0, time.perf_counter()
-    while time.perf_counter() < begin + seconds:
-        run()
-        count += 32
-    return round(count / (time.perf_counter() - begin), 1)
+    """See `serve_cost`."""
+    return cost(arguments.work, names[1:], bodies, seconds=arguments.seconds)
 
 
 def half(

@@ -1,0 +1,149 @@
+"""What HTTP, queues and decoding beside them cost, of the same runtime in a loop without any.
+
+Both are processes that stay up, and they work in turns, a few seconds each: the machine's rate
+moves more in minutes than what is looked for. Quoted are medians over the turns, and of the ratios
+within them.
+"""
+
+import base64
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from tests.bench.serve_servers import our_command, server
+from vlm.cli.bench_load import Tally, load
+from vlm.inference import Encoder, load_bundle
+from vlm.inference.runtimes import RuntimeName, default_cache, gated_runtime
+from vlm.preprocess import decode_image
+
+__all__ = ["cost", "loop_alone"]
+
+Bodies = Callable[[str], Callable[[int], bytes]]
+_TURNS = 6
+
+
+def cost(
+    work: Path, names: list[RuntimeName], bodies: Bodies, *, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """For each runtime and modality, on all cores and with one for the model and HTTP.
+
+    `shared`: server, loop and the client use the same cores. `apart`: server and loop have one
+    core, the client another.
+
+    Returns:
+        Answers/s of the loop and the server, the share of the loop's that is lost, and CPU
+        milliseconds an item of either process.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    found: dict[str, dict[str, Any]] = {}
+    for arrangement, own, clients in (("shared", cores, cores), ("apart", cores[:1], cores[1:])):
+        pinned = ["env", f"OMP_NUM_THREADS={len(own)}", "taskset", "-c", ",".join(map(str, own))]
+        for name in names:
+            command = [*pinned, *our_command(work / "bundle", name)]
+            with server(command) as running, _loop([*pinned, *_loop_command(work, name)]) as ask:
+                os.sched_setaffinity(0, clients)
+                try:
+                    for modality in ("images", "texts"):
+                        make = bodies(modality)
+                        load(running.url, make, concurrency=8, seconds=1, tally=Tally())
+                        turns = [
+                            _turn(running.process.pid, running.url, ask, bodies, modality, seconds)
+                            for _ in range(_TURNS)
+                        ]
+                        by_name = found.setdefault(arrangement, {}).setdefault(modality, {})
+                        by_name[name] = _medians(turns)
+                finally:
+                    os.sched_setaffinity(0, cores)
+    return found
+
+
+def loop_alone(work: Path, name: RuntimeName, bodies: Bodies) -> None:
+    """Answer each line of standard input, `images 3`, with what a loop did for so many seconds."""
+    bundle = load_bundle(work / "bundle")
+    encoder = Encoder(
+        bundle, runtime=gated_runtime(name, bundle, cache=default_cache(work / "bundle")).runtime
+    )
+    for line in sys.stdin:
+        modality, seconds = line.split()
+        make = bodies(modality)
+        start, spent, count = time.perf_counter(), time.process_time(), 0
+        while (taken := time.perf_counter() - start) < float(seconds):
+            inputs = [json.loads(make(count + n))["input"] for n in range(32)]
+            count += len(_rows(encoder, modality, inputs))
+        spent = time.process_time() - spent
+        figures = {"per_second": count / taken, "cpu_ms": 1000 * spent / count}
+        sys.stdout.write(json.dumps(figures) + "\n")
+        sys.stdout.flush()
+
+
+def _rows(encoder: Encoder, modality: str, inputs: list[str]) -> np.ndarray:
+    if modality == "texts":
+        ids = encoder.tokenize(inputs)
+        return encoder.encode_token_ids(ids[:, : int((ids != 0).sum(axis=1).max())])
+    files = [base64.b64decode(text.partition(",")[2]) for text in inputs]
+    return encoder.encode_pixels(
+        np.stack([encoder.prepare_image(decode_image(file)) for file in files])
+    )
+
+
+def _loop_command(work: Path, name: RuntimeName) -> list[str]:
+    return [sys.executable, "-m", "tests.bench.bench_serve", "--alone", name, "--work", str(work)]
+
+
+@contextmanager
+def _loop(command: list[str]) -> Iterator[Callable[[str, float], dict[str, float]]]:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        lines, answers = process.stdin, process.stdout
+
+        def ask(modality: str, seconds: float) -> dict[str, float]:
+            lines.write(f"{modality} {seconds}\n")
+            lines.flush()
+            figures: dict[str, float] = json.loads(answers.readline())
+            return figures
+
+        for modality in ("images", "texts"):
+            ask(modality, 1)
+        yield ask
+
+
+def _turn(
+    pid: int,
+    url: str,
+    ask: Callable[[str, float], dict[str, float]],
+    bodies: Bodies,
+    modality: str,
+    seconds: float,
+) -> dict[str, float]:
+    alone = ask(modality, seconds)
+    process, tally = psutil.Process(pid), Tally()
+    before = process.cpu_times()
+    load(url, bodies(modality), concurrency=32, seconds=seconds, tally=tally)
+    after = process.cpu_times()
+    spent = after.user + after.system - before.user - before.system
+    served, cpu_ms = tally.requests / tally.seconds, 1000 * spent / tally.requests
+    return {
+        "loop": alone["per_second"],
+        "served": served,
+        "cost": 1 - served / alone["per_second"],
+        "loop_cpu_ms": alone["cpu_ms"],
+        "server_cpu_ms": cpu_ms,
+        "cpu_cost": cpu_ms / alone["cpu_ms"] - 1,
+    }
+
+
+def _medians(turns: list[dict[str, float]]) -> dict[str, float]:
+    return {name: round(statistics.median(turn[name] for turn in turns), 3) for name in turns[0]}
