@@ -225,7 +225,9 @@ def _given_up(exchange: Exchange, seconds: float | None) -> Iterator[None]:
 
     left = loop.create_task(exchange.client_left())
     left.add_done_callback(lambda done: None if done.cancelled() else give_up(_GONE))
-    late = None if seconds is None else loop.call_later(seconds, give_up, _late(seconds))
+    late = None
+    if seconds is not None:
+        late = loop.call_later(seconds, lambda: give_up(_late(seconds)))
     try:
         yield
     except asyncio.CancelledError:

@@ -88,12 +88,9 @@ def loop_alone(work: Path, name: RuntimeName, bodies: Bodies) -> None:
 
 def _rows(encoder: Encoder, modality: str, inputs: list[str]) -> np.ndarray:
     if modality == "texts":
-        ids = encoder.tokenize(inputs)
-        return encoder.encode_token_ids(ids[:, : int((ids != 0).sum(axis=1).max())])
+        return encoder.encode_texts(inputs)
     files = [base64.b64decode(text.partition(",")[2]) for text in inputs]
-    return encoder.encode_pixels(
-        np.stack([encoder.prepare_image(decode_image(file)) for file in files])
-    )
+    return encoder.encode_images([decode_image(file) for file in files])
 
 
 def _loop_command(work: Path, name: RuntimeName) -> list[str]:

@@ -1,6 +1,6 @@
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -28,13 +28,18 @@ class GatedEncoder:
 
 
 def batcher_of(
-    encode: GatedEncoder, *, max_batch: int = 4, max_waiting: int = 8
+    encode: GatedEncoder,
+    *,
+    max_batch: int = 4,
+    max_waiting: int = 8,
+    cost: Callable[[int], int] = lambda item: 1,
 ) -> MicroBatcher[int]:
     return MicroBatcher(
         encode,
         executor=ThreadPoolExecutor(1),
         max_batch=max_batch,
         max_waiting=max_waiting,
+        cost=cost,
     )
 
 
@@ -172,13 +177,7 @@ def test_clients_take_turns_however_much_one_asks_for() -> None:
 def test_a_batch_holds_items_of_like_cost_and_nobody_waits_for_ever() -> None:
     async def scenario() -> None:
         encode = GatedEncoder()
-        batcher: MicroBatcher[int] = MicroBatcher(
-            encode,
-            executor=ThreadPoolExecutor(1),
-            max_batch=4,
-            max_waiting=100,
-            cost=lambda item: item // 100,
-        )
+        batcher = batcher_of(encode, max_batch=4, max_waiting=100, cost=lambda item: item // 100)
         running = asyncio.create_task(batcher.rows([0]))
         await a_batch_runs(encode)
         mixed = asyncio.create_task(batcher.rows([1, 100, 2, 101, 3]))
@@ -195,13 +194,7 @@ def test_a_batch_holds_items_of_like_cost_and_nobody_waits_for_ever() -> None:
 def test_costs_up_to_half_as_much_again_share_a_batch() -> None:
     async def scenario() -> None:
         encode = GatedEncoder()
-        batcher: MicroBatcher[int] = MicroBatcher(
-            encode,
-            executor=ThreadPoolExecutor(1),
-            max_batch=8,
-            max_waiting=100,
-            cost=lambda item: item,
-        )
+        batcher = batcher_of(encode, max_batch=8, max_waiting=100, cost=lambda item: item)
         running = asyncio.create_task(batcher.rows([1]))
         await a_batch_runs(encode)
         mixed = asyncio.create_task(batcher.rows([20, 30, 16, 31, 21, 47]))
