@@ -1,7 +1,9 @@
 """Micro-batching: many small requests become few forward passes.
 
 No timer: while the model works on one batch, the next one gathers. An idle model starts at once,
-a busy one gets full batches, so the wait adapts to the load by itself.
+a busy one gets full batches, so the wait adapts to the load by itself. Of several streams each
+takes its share of what is there. (Waiting an eighth to a half of a batch's time for clients that
+were just answered to come again made nothing faster.)
 
 Clients take turns, an item each, so that who asks for much waits longer than who asks for little. A
 batch holds items of like cost, for they are all made as long as the longest.
@@ -36,11 +38,12 @@ class _Waiting(Generic[ItemT]):
 
 
 class MicroBatcher(Generic[ItemT]):
-    """Runs `encode` on batches of what callers bring, one batch at a time.
+    """Runs `encode` on batches of what callers bring, a batch for each stream at a time.
 
     Args:
         encode: From items to one row each; runs on the executor.
-        executor: The one worker of the device; several batchers may share it.
+        executor: Has a thread for each stream; several batchers may share it.
+        streams: Batches at once.
         max_batch: Most items of one call of `encode`.
         max_waiting: Most items in the queue; a caller that would exceed it is refused.
         cost: Of an item, over 0; in a batch none costs over 1.5 times what another does.
@@ -53,6 +56,7 @@ class MicroBatcher(Generic[ItemT]):
         encode: Callable[[Sequence[ItemT]], np.ndarray],
         *,
         executor: Executor,
+        streams: int = 1,
         max_batch: int,
         max_waiting: int,
         cost: Callable[[ItemT], int] = lambda item: 1,
@@ -61,11 +65,13 @@ class MicroBatcher(Generic[ItemT]):
     ) -> None:
         self._encode = encode
         self._executor = executor
+        self._streams = streams
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._cost = cost
         self._queues: OrderedDict[str, deque[_Waiting[ItemT]]] = OrderedDict()
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: set[asyncio.Task[None] | None] = set()
+        self._computing = 0
         metrics = Metrics() if metrics is None else metrics
         self._queue_items = metrics.queue_items.labels(tower)
         self._batch_items = metrics.batch_items.labels(tower)
@@ -93,26 +99,34 @@ class MicroBatcher(Generic[ItemT]):
         futures = [loop.create_future() for _ in items]
         self._queues.setdefault(CLIENT.get(), deque()).extend(map(_Waiting, items, futures))
         self._queue_items.inc(len(items))
-        if self._worker is None or self._worker.done():
-            self._worker = loop.create_task(self._work())
+        for _ in range(min(len(items), self._streams - len(self._workers))):
+            self._workers.add(loop.create_task(self._work()))
         if len(futures) == 1:  # most requests bring one, and gathering costs
             return (await futures[0])[None]
         return np.stack(await asyncio.gather(*futures))
 
     async def _work(self) -> None:
+        try:
+            while batch := self._next_batch():
+                self._computing += len(batch)
+                await self._answer(batch)
+                self._computing -= len(batch)
+        finally:  # in the very step that found nothing more, or what comes next would find nobody
+            self._workers.discard(asyncio.current_task())
+
+    async def _answer(self, batch: "list[_Waiting[ItemT]]") -> None:
         loop = asyncio.get_running_loop()
-        while batch := self._next_batch():
-            items = [waiting.item for waiting in batch]
-            try:
-                rows = await loop.run_in_executor(self._executor, self._encoded, items)
-            except Exception as error:  # noqa: BLE001 - handed to everyone who waits for this batch
-                for waiting in batch:
-                    if not waiting.future.done():
-                        waiting.future.set_exception(error)
-                continue
-            for waiting, row in zip(batch, rows, strict=True):
+        items = [waiting.item for waiting in batch]
+        try:
+            rows = await loop.run_in_executor(self._executor, self._encoded, items)
+        except Exception as error:  # noqa: BLE001 - handed to everyone who waits for this batch
+            for waiting in batch:
                 if not waiting.future.done():
-                    waiting.future.set_result(row)
+                    waiting.future.set_exception(error)
+            return
+        for waiting, row in zip(batch, rows, strict=True):
+            if not waiting.future.done():
+                waiting.future.set_result(row)
 
     def _encoded(self, items: Sequence[ItemT]) -> np.ndarray:
         with self._model_seconds.time():
@@ -139,14 +153,18 @@ class MicroBatcher(Generic[ItemT]):
         self._queue_items.dec(before - self.waiting)
 
     def _next_batch(self) -> list[_Waiting[ItemT]]:
-        """Up to `max_batch` items of like cost whose callers still wait, clients in turn."""
+        """Items of like cost whose callers still wait, clients in turn: a stream's share of them.
+
+        That is of those that are being computed as well, and at most `max_batch`.
+        """
         self._forget_cancelled()
         batch: list[_Waiting[ItemT]] = []
+        share = math.ceil((self.waiting + self._computing) / self._streams)
         now = time.perf_counter()
         for waiting in self._turns():
             batch.append(waiting)
             self._wait_seconds.observe(now - waiting.since)
-            if len(batch) == self._max_batch:
+            if len(batch) == min(share, self._max_batch):
                 break
         if batch:
             self._queue_items.dec(len(batch))

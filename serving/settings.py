@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -22,6 +23,7 @@ __all__ = [
     "settings_folder",
 ]
 
+_MOST_STREAMS: Final = 2
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 CONFIG_VARIABLE: Final = "VLM_SERVING_CONFIG"
 
@@ -147,6 +149,9 @@ class ServingSettings(Config):
     ] = "torch-fp32"
     """What computes. `auto` measures at the first start and takes the fastest of those that pass
     the parity gate; any but `torch-fp32` must pass it."""
+    streams: int | None = Field(None, ge=1, le=64)
+    """Batches that OpenVINO computes at once, each on its share of the cores; none: as many as
+    cores, at most 2. Torch computes one after the other."""
     models: Place | None = None
     """Folder or URL of further bundles, each in a folder of its name; `load` takes from here."""
     preload: list[str] = []
@@ -197,6 +202,12 @@ class ServingSettings(Config):
     def processes(self) -> int:
         """How many share the port."""
         return self.workers * max(1, len(self.devices))
+
+    @property
+    def streams_here(self) -> int:
+        """Batches at once in each of the processes."""
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        return self.streams or max(1, min(_MOST_STREAMS, cores // self.processes))
 
     def on_device(self, place: int) -> "ServingSettings":
         """What the process in a place, from 0, does: its device is that of its place."""

@@ -6,7 +6,7 @@ from serving.metrics import Metrics
 from serving.services.embedding import Embedder
 from serving.services.recall import read_measurement
 from serving.services.searching import Part, Question, Searcher, Tuning
-from serving.services.workers import start_workers
+from serving.services.workers import Workers
 from serving.settings import ServingSettings
 from serving.stores import Filter, Hit, Store
 from vlm.inference import Encoder
@@ -33,7 +33,7 @@ def ask(
         where: What items must fulfil.
         note: What was measured of the collection, as its catalog keeps it.
     """
-    settings, metrics, workers = ServingSettings(), Metrics(), start_workers(1)
+    settings, metrics, workers = ServingSettings(), Metrics(), Workers(1)
     try:
         embedder = Embedder(encoder, settings, metrics, workers=workers)
         tuning = Tuning(

@@ -34,7 +34,7 @@ class CaptionWriter:
     ) -> None:
         self._captioner = captioner
         self._embedder = embedder
-        self._device = workers.device
+        self._device = workers.device(1)
         self._max_waiting = max_waiting
         self._waiting = 0
 

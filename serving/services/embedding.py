@@ -44,7 +44,7 @@ class Picture:
 
 
 class Embedder:
-    """The encoder behind queues: decoding in a pool, the model on one worker.
+    """The encoder behind queues: decoding in a pool, the model on a worker for each stream.
 
     Args:
         encoder: The bundle's two towers.
@@ -71,11 +71,12 @@ class Embedder:
         self._decode_seconds = metrics.stages.labels("decode")
         self._max_pixels = settings.max_image_pixels
         self._decoders = workers.decoders
-        self._device = workers.device
+        self._device = workers.device(encoder.streams)
         self._check: asyncio.Future[None] | None = None
         self._images: MicroBatcher[np.ndarray] = MicroBatcher(
             lambda pixels: encoder.encode_pixels(np.stack(pixels)),
             executor=self._device,
+            streams=encoder.streams,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
             tower="image",
@@ -84,6 +85,7 @@ class Embedder:
         self._texts: MicroBatcher[np.ndarray] = MicroBatcher(
             lambda rows: encoder.encode_token_ids(_padded(rows)),
             executor=self._device,
+            streams=encoder.streams,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
             cost=_text_cost,
@@ -95,6 +97,11 @@ class Embedder:
     def runtime(self) -> str:
         """The name of what computes."""
         return self._encoder.runtime
+
+    @property
+    def streams(self) -> int:
+        """Batches of a tower that are computed at once."""
+        return self._encoder.streams
 
     @property
     def info(self) -> BundleInfo:

@@ -20,7 +20,7 @@ from serving.metrics import Metrics
 from serving.services.captioning import CaptionWriter
 from serving.services.embedding import Embedder
 from serving.services.shelf import is_bundle_name, local_bundle, open_shelf
-from serving.services.workers import Workers, start_workers
+from serving.services.workers import Workers
 from serving.settings import ServingSettings
 from vlm.errors import BundleError, StoreError
 from vlm.inference import BundleInfo, Captioner, Encoder, load_bundle, read_bundle_info
@@ -64,7 +64,7 @@ class Registry:
         self._changes = asyncio.Lock()
         self._default_name = ""
         self._cache = RowCache(settings.cache_bytes, metrics)
-        self.workers: Workers = start_workers(settings.decode_threads)
+        self.workers = Workers(settings.decode_threads)
 
     async def start(self) -> None:
         """Load the default model and those of `preload`; each has computed when this returns.
@@ -253,10 +253,12 @@ def _gated(
     """
     bundle = load_bundle(folder)
     cache = settings.runtimes or default_cache(folder)
+    device, streams = settings.device, settings.streams_here
     if settings.runtime == "auto":
-        choice = fastest_runtime(bundle, device=settings.device, cache=cache)
+        choice = fastest_runtime(bundle, device=device, cache=cache, streams=streams)
     else:
-        choice = gated_runtime(settings.runtime, bundle, device=settings.device, cache=cache)
+        name = settings.runtime
+        choice = gated_runtime(name, bundle, device=device, cache=cache, streams=streams)
     writes = bundle.info.model_kind == "coca"
     captioner = Captioner(bundle, device=settings.device) if writes else None
     return Encoder(bundle, runtime=choice.runtime), captioner, choice.figures

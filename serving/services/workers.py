@@ -1,27 +1,28 @@
 """The threads that all models of one server share."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
-__all__ = ["Workers", "start_workers"]
+__all__ = ["Workers"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Workers:
-    """One thread computes, whichever model it is for; a few decode images and tokenize texts."""
+    """A few threads decode images and tokenize texts; others compute, whichever model it is for.
 
-    decoders: ThreadPoolExecutor
-    device: ThreadPoolExecutor
+    Args:
+        decode_threads: Start when they are first needed, as all do.
+    """
+
+    def __init__(self, decode_threads: int) -> None:
+        self.decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._devices: dict[int, ThreadPoolExecutor] = {}
+
+    def device(self, streams: int) -> ThreadPoolExecutor:
+        """The threads of all models that compute so many batches at once, one thread for each."""
+        if streams not in self._devices:
+            self._devices[streams] = ThreadPoolExecutor(streams, thread_name_prefix="model")
+        return self._devices[streams]
 
     def close(self) -> None:
         """Finish what is running and end the threads."""
-        self.decoders.shutdown()
-        self.device.shutdown()
-
-
-def start_workers(decode_threads: int) -> Workers:
-    """Threads start when they are first needed."""
-    return Workers(
-        decoders=ThreadPoolExecutor(decode_threads, thread_name_prefix="decode"),
-        device=ThreadPoolExecutor(1, thread_name_prefix="model"),
-    )
+        for executor in (self.decoders, *self._devices.values()):
+            executor.shutdown()

@@ -2,7 +2,8 @@
 
 Both are processes that stay up, and they work in turns, a few seconds each: the machine's rate
 moves more in minutes than what is looked for. Quoted are medians over the turns, and of the ratios
-within them.
+within them. The loop runs twice: a batch of 32 after the other, as one writes it, and in as many
+threads as the server has streams, with 16 each where there are two.
 """
 
 import base64
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from serving.settings import ServingSettings
 from tests.bench.serve_servers import our_command, server
 from vlm.cli.bench_load import Tally, load
 from vlm.inference import Encoder, load_bundle
@@ -41,7 +44,7 @@ def cost(
     core, the client another.
 
     Returns:
-        Answers/s of the loop and the server, the share of the loop's that is lost, and CPU
+        Answers/s of the loops and the server, the share of each loop's that is lost, and CPU
         milliseconds an item of either process.
     """
     cores = sorted(os.sched_getaffinity(0))
@@ -70,20 +73,41 @@ def cost(
 def loop_alone(work: Path, name: RuntimeName, bodies: Bodies) -> None:
     """Answer each line of standard input, `images 3`, with what a loop did for so many seconds."""
     bundle = load_bundle(work / "bundle")
-    encoder = Encoder(
-        bundle, runtime=gated_runtime(name, bundle, cache=default_cache(work / "bundle")).runtime
-    )
+    cache, most = default_cache(work / "bundle"), ServingSettings().streams_here
+    encoders = {
+        streams: Encoder(
+            bundle, runtime=gated_runtime(name, bundle, cache=cache, streams=streams).runtime
+        )
+        for streams in sorted({1, most})
+    }
     for line in sys.stdin:
         modality, seconds = line.split()
-        make = bodies(modality)
-        start, spent, count = time.perf_counter(), time.process_time(), 0
-        while (taken := time.perf_counter() - start) < float(seconds):
-            inputs = [json.loads(make(count + n))["input"] for n in range(32)]
-            count += len(_rows(encoder, modality, inputs))
-        spent = time.process_time() - spent
-        figures = {"per_second": count / taken, "cpu_ms": 1000 * spent / count}
+        figures: dict[str, float] = {}
+        for key, encoder in (("", encoders[1]), ("streams_", encoders[most])):
+            rate, cpu_ms = _looped(encoder, modality, bodies(modality), float(seconds))
+            figures |= {f"{key}per_second": rate, f"{key}cpu_ms": cpu_ms}
         sys.stdout.write(json.dumps(figures) + "\n")
         sys.stdout.flush()
+
+
+def _looped(
+    encoder: Encoder, modality: str, make: Callable[[int], bytes], seconds: float
+) -> tuple[float, float]:
+    """Items/s, and CPU milliseconds an item."""
+    size = 32 // encoder.streams
+    start, spent = time.perf_counter(), time.process_time()
+
+    def work(_: int) -> int:
+        count = 0
+        while time.perf_counter() - start < seconds:
+            inputs = [json.loads(make(count + n))["input"] for n in range(size)]
+            count += len(_rows(encoder, modality, inputs))
+        return count
+
+    with ThreadPoolExecutor(encoder.streams) as pool:
+        count = sum(pool.map(work, range(encoder.streams)))
+    taken, spent = time.perf_counter() - start, time.process_time() - spent
+    return count / taken, 1000 * spent / count
 
 
 def _rows(encoder: Encoder, modality: str, inputs: list[str]) -> np.ndarray:
@@ -134,11 +158,14 @@ def _turn(
     served, cpu_ms = tally.requests / tally.seconds, 1000 * spent / tally.requests
     return {
         "loop": alone["per_second"],
+        "loop_streams": alone["streams_per_second"],
         "served": served,
         "cost": 1 - served / alone["per_second"],
+        "cost_of_streams": 1 - served / alone["streams_per_second"],
         "loop_cpu_ms": alone["cpu_ms"],
+        "loop_streams_cpu_ms": alone["streams_cpu_ms"],
         "server_cpu_ms": cpu_ms,
-        "cpu_cost": cpu_ms / alone["cpu_ms"] - 1,
+        "cpu_cost": cpu_ms / alone["streams_cpu_ms"] - 1,
     }
 
 

@@ -33,10 +33,12 @@ def batcher_of(
     max_batch: int = 4,
     max_waiting: int = 8,
     cost: Callable[[int], int] = lambda item: 1,
+    streams: int = 1,
 ) -> MicroBatcher[int]:
     return MicroBatcher(
         encode,
-        executor=ThreadPoolExecutor(1),
+        executor=ThreadPoolExecutor(streams),
+        streams=streams,
         max_batch=max_batch,
         max_waiting=max_waiting,
         cost=cost,
@@ -204,3 +206,35 @@ def test_costs_up_to_half_as_much_again_share_a_batch() -> None:
         assert encode.batches == [[1], [20, 30, 21], [16], [31], [47]]
 
     asyncio.run(scenario())
+
+
+def test_streams_compute_at_once_and_each_takes_its_share() -> None:
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        batcher = batcher_of(encode, max_batch=32, max_waiting=100, streams=3)
+        rows = asyncio.create_task(batcher.rows(list(range(8))))
+        await a_batch_runs(encode, 3)  # none of them has ended
+        later = asyncio.create_task(batcher.rows([8, 9, 10, 11]))
+        await asyncio.sleep(0)
+        encode.gate.set()
+        assert (await rows)[:, 0].tolist() == [2 * n for n in range(8)]
+        await later
+        sizes = sorted(map(len, encode.batches[:3]))
+        assert sizes == [2, 3, 3]
+        assert sorted(item for batch in encode.batches for item in batch) == list(range(12))
+
+    asyncio.run(scenario())
+
+
+def test_an_item_that_comes_as_a_stream_ends_is_not_forgotten() -> None:
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        encode.gate.set()
+        batcher = batcher_of(encode)
+        for turns in range(8):
+            await batcher.rows([1])
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await batcher.rows([2])
+
+    asyncio.run(asyncio.wait_for(scenario(), timeout=30))

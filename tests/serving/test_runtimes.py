@@ -1,5 +1,6 @@
 """Which runtime answers, and what is told of it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,17 @@ from fastapi.testclient import TestClient
 
 from serving.app import create_app
 from serving.settings import ServingSettings
-from tests.support import tiny_bundle
+from tests.support import COLOURS, tiny_bundle
 from vlm.errors import BundleError
 from vlm.inference import Encoder
 from vlm.inference.runtimes import Figures, Parity
 
 
-def client_of(bundle: Path, index: Path, runtime: str, runtimes: Path) -> TestClient:
+def client_of(
+    bundle: Path, index: Path, runtime: str, runtimes: Path, **changes: object
+) -> TestClient:
     settings = ServingSettings.model_validate(
-        {"bundle": bundle, "index": index, "runtime": runtime, "runtimes": runtimes}
+        {"bundle": bundle, "index": index, "runtime": runtime, "runtimes": runtimes, **changes}
     )
     return TestClient(create_app(settings), base_url="http://127.0.0.1")
 
@@ -39,6 +42,27 @@ def test_auto_answers_with_the_fastest_that_passes_and_tells_the_figures(
     assert allowed[0]["name"] == model["runtime"]
     assert allowed[0]["image_cosine"] >= 0.999
     assert float(np.array(row) @ encoder.encode_texts(["red"])[0]) > 0.999
+
+
+def test_streams_answer_what_one_answers_and_share_the_cores(
+    bundle: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    runtimes = tmp_path / "runtimes"
+    expected = encoder.encode_texts(COLOURS)
+    with client_of(bundle, tmp_path / "i", "openvino-fp32", runtimes, streams=3) as client:
+        embedder = client.app.state.services.embedder(None)  # type: ignore[attr-defined] # as ASGI
+        assert embedder.streams == 3
+        rows = client.post("/v1/embeddings", json={"input": COLOURS}).json()["data"]
+        text = client.get("/metrics").text
+    np.testing.assert_allclose([row["embedding"] for row in rows], expected, atol=1e-5)
+    assert 'vlm_batch_items_count{tower="text"} 3.0' in text
+
+
+def test_streams_are_as_many_as_cores_up_to_two_and_fewer_for_several_processes() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert ServingSettings().streams_here == min(2, cores)
+    assert ServingSettings(workers=64).streams_here == max(1, min(2, cores // 64))
+    assert ServingSettings(workers=2, streams=7).streams_here == 7
 
 
 def test_the_reference_needs_no_measurement_and_writes_nothing(

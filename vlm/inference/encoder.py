@@ -49,6 +49,11 @@ class Encoder:
         return cls(load_bundle(folder), device=device)
 
     @property
+    def streams(self) -> int:
+        """Calls that are best made at once, from a thread each."""
+        return self._runtime.streams
+
+    @property
     def runtime(self) -> str:
         """The name of what computes, e.g. `torch-fp32`."""
         return self._runtime.name

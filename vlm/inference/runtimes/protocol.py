@@ -26,6 +26,11 @@ class Runtime(Protocol):
     @property
     def name(self) -> RuntimeName: ...
 
+    @property
+    def streams(self) -> int:
+        """Calls that are best made at once: each keeps as many threads busy as it is given."""
+        ...
+
     def image_rows(self, pixels: Pixels) -> Rows:
         """Embed gray levels 0 to 255, as `vlm.preprocess.resize_image` makes them."""
         ...

@@ -34,6 +34,7 @@ class TorchRuntime:
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         self.name: RuntimeName = _NAMES[precision]
+        self.streams = 1  # each call uses all threads of torch
         self._device = torch.device(device)
         self._image = image
         self._dtype = torch.float32 if precision == "fp32" else torch.bfloat16

@@ -99,12 +99,19 @@ def export_runtime(
 
 
 def gated_runtime(
-    name: RuntimeName, bundle: Bundle, *, device: str = "cpu", cache: Path
+    name: RuntimeName, bundle: Bundle, *, device: str = "cpu", cache: Path, streams: int = 1
 ) -> RuntimeChoice:
     """The runtime of that name, exported first if it is fp32 or bf16, which needs only the bundle.
 
     Stored figures of the same files on the same kind of machine count; otherwise it is measured on
     drawn pairs.
+
+    Args:
+        name: What computes.
+        bundle: What is computed.
+        device: Of torch.
+        cache: Folder of all exports and figures.
+        streams: Batches that OpenVINO computes at once; torch computes one after the other.
 
     Raises:
         BundleError: If it cannot run here or strays from the reference; the message says how far.
@@ -112,8 +119,7 @@ def gated_runtime(
     if name == REFERENCE:
         return RuntimeChoice(runtime=TorchRuntime(bundle.model, bundle.info.image, device=device))
     bench = _Bench(bundle, device=device, cache=cache)
-    runtime = bench.build(name)
-    figures = bench.known(name) or bench.measure(name, runtime)
+    figures = bench.known(name) or bench.measure(name)
     if figures.refused is not None:
         message = (
             f"runtime {name} strays from {REFERENCE}: {figures.refused}. Serve "
@@ -121,10 +127,12 @@ def gated_runtime(
             f"--precision … --shards FOLDER"
         )
         raise BundleError(message)
-    return RuntimeChoice(runtime=runtime, figures=(figures,))
+    return RuntimeChoice(runtime=bench.build(name, streams), figures=(figures,))
 
 
-def fastest_runtime(bundle: Bundle, *, device: str = "cpu", cache: Path) -> RuntimeChoice:
+def fastest_runtime(
+    bundle: Bundle, *, device: str = "cpu", cache: Path, streams: int = 1
+) -> RuntimeChoice:
     """The fastest runtime that runs here and passes the gate; the reference always does.
 
     int8 and mixed take part only once `export_runtime` has made them: what they are fitted to
@@ -133,7 +141,8 @@ def fastest_runtime(bundle: Bundle, *, device: str = "cpu", cache: Path) -> Runt
     bench = _Bench(bundle, device=device, cache=cache)
     names = _CPU_CANDIDATES if device == "cpu" else _GPU_CANDIDATES
     figures = sorted((bench.judge(name) for name in names), key=lambda f: f.seconds_per_pair)
-    return RuntimeChoice(runtime=bench.build(figures[0].runtime), figures=tuple(figures))
+    runtime = bench.build(figures[0].runtime, streams)
+    return RuntimeChoice(runtime=runtime, figures=tuple(figures))
 
 
 class _Bench:
@@ -155,7 +164,7 @@ class _Bench:
         except BundleError as error:
             return Figures(runtime=name, refused=str(error))
 
-    def build(self, name: RuntimeName) -> Runtime:
+    def build(self, name: RuntimeName, streams: int = 1) -> Runtime:
         """Load a runtime; an fp32 export is made if it is missing or damaged."""
         info = self._bundle.info
         model = self._bundle.model
@@ -175,7 +184,7 @@ class _Bench:
                 message = f"{found}; make it: {way}"
                 raise BundleError(message) from error
             self.export(name)
-        return OpenVinoRuntime(folder, precision=_OPENVINO[name])
+        return OpenVinoRuntime(folder, precision=_OPENVINO[name], streams=streams)
 
     def export(self, name: RuntimeName, report: Callable[[str], None] = lambda _: None) -> None:
         precision = _exported(name)
@@ -193,9 +202,9 @@ class _Bench:
             calibration=None if pairs is None else pairs.origin,
         )
 
-    def measure(self, name: RuntimeName, runtime: Runtime | None = None) -> Figures:
-        """Compare with the reference, take the time, and store both."""
-        runtime = self.build(name) if runtime is None else runtime
+    def measure(self, name: RuntimeName) -> Figures:
+        """Compare with the reference, take the time of one call after another, and store both."""
+        runtime = self.build(name)
         pairs, tokenizer = self._halves()[0], self._bundle.info.tokenizer
         if self._expected is None:
             self._expected = embed_pairs(self.build(REFERENCE), pairs, tokenizer)

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,19 @@ def test_pixels_that_lie_in_memory_by_rows_are_read_alike(tmp_path: Path) -> Non
     np.testing.assert_array_equal(runtime.image_rows(by_rows), first)
     runtime.image_rows(255 - pixels)
     np.testing.assert_array_equal(first, kept)  # a later call leaves earlier answers alone
+
+
+def test_streams_answer_at_once_what_one_answers_alone(tmp_path: Path) -> None:
+    bundle = bundle_with(tmp_path / "b", TOWERS[0])
+    (tmp_path / "r").mkdir()
+    export_openvino(bundle, tmp_path / "r")
+    alone = OpenVinoRuntime(tmp_path / "r", precision="fp32")
+    streams = OpenVinoRuntime(tmp_path / "r", precision="fp32", streams=2)
+    assert (alone.streams, streams.streams) == (1, 2)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
+    with ThreadPoolExecutor(2) as pool:
+        found = np.concatenate(list(pool.map(streams.image_rows, np.split(pixels, 12))))
+    np.testing.assert_allclose(found, alone.image_rows(pixels), atol=1e-5)
 
 
 def test_int8_stays_near_torch(tmp_path: Path) -> None:
