@@ -46,6 +46,8 @@ class _Call(Generic[AnswerT]):
     path: str
     read: Callable[[Any], AnswerT]
     body: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """By what the server calls them."""
 
 
 class _Connected(Generic[HttpT]):
@@ -181,6 +183,7 @@ def _embed(inputs: Sequence[str | Image], model: str | None) -> list[_Call[np.nd
                 "encoding_format": "base64",
                 "model": model,
             },
+            _files("input", part),
         )
         for part in parts
     ]
@@ -204,7 +207,7 @@ def _classify(
         ]
 
     body = {"images": [_url(image) for image in images], "model": model, **options}
-    return _Call("POST", "/v1/classify", read, body)
+    return _Call("POST", "/v1/classify", read, body, _files("images", images))
 
 
 def _search(query: str | Image, options: Mapping[str, Any]) -> _Call[list[Found]]:
@@ -213,14 +216,16 @@ def _search(query: str | Image, options: Mapping[str, Any]) -> _Call[list[Found]
         return [Found(**{name: hit[name] for name in names}) for hit in tree["results"]]
 
     asked = {"text": query} if isinstance(query, str) else {"image": _url(query)}
-    return _Call("POST", "/v1/search", read, {**asked, **options})
+    files = {"image": query} if isinstance(query, Path) else {}
+    return _Call("POST", "/v1/search", read, {**asked, **options}, files)
 
 
 def _caption(
     images: Sequence[Image], model: str | None, options: Mapping[str, Any]
 ) -> _Call[list[str]]:
     body = {"images": [_url(image) for image in images], "model": model, **options}
-    return _Call("POST", "/v1/caption", lambda tree: list(tree["captions"]), body)
+    files = _files("images", images)
+    return _Call("POST", "/v1/caption", lambda tree: list(tree["captions"]), body, files)
 
 
 _MODELS: Final[_Call[list[str]]] = _Call(
@@ -236,6 +241,10 @@ def _url(image: Image) -> str:
         raise ClientError(message) from error
     # The server looks at the content, so any kind of image may be named.
     return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def _files(field: str, inputs: Sequence[str | Image]) -> dict[str, Path]:
+    return {f"{field}.{n}": entry for n, entry in enumerate(inputs) if isinstance(entry, Path)}
 
 
 def _wait_seconds(answer: httpx.Response) -> float:
@@ -254,7 +263,10 @@ def _read(answer: httpx.Response, call: _Call[AnswerT]) -> AnswerT:
     except ValueError:
         tree = {}
     if answer.status_code != httpx.codes.OK:
-        said = tree.get("detail") if isinstance(tree, dict) else None
-        message = f"{call.path}: the server answered {answer.status_code}: {said or 'no reason'}"
+        said = str((isinstance(tree, dict) and tree.get("detail")) or "no reason")
+        field, colon, rest = said.partition(": ")
+        if colon and field in call.files:
+            said = f"{call.files[field]}: {rest}"
+        message = f"{call.path}: the server answered {answer.status_code}: {said}"
         raise ClientError(message)
     return call.read(tree)

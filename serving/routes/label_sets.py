@@ -11,6 +11,7 @@ from serving.routes.classes import label_set_of, with_kept_images
 from serving.routes.state import ServicesDep, refuse_more_than
 from serving.schemas import ClassIn, ImageBytes, ModelName, Text
 from serving.services.calibration import LabelledImage, fit_calibration
+from serving.services.classification import check_mode
 from serving.services.label_sets import Calibration, LabelSet
 
 __all__ = ["CalibrateRequest", "LabelSetRequest", "router"]
@@ -55,6 +56,8 @@ class CalibrationOut(_Schema):
     accuracy: float
     ece_before: float
     ece_after: float
+    note: str | None = None
+    """What to make of it, where the sample did not settle the temperature."""
 
 
 class LabelSetOut(_Schema):
@@ -107,6 +110,7 @@ async def get(name: str, services: ServicesDep) -> LabelSetOut:
 async def put(name: str, request: Request, services: ServicesDep) -> LabelSetOut:
     """Store a set, replacing one of that name; on disk when this is answered."""
     body = await parse_body(request, LabelSetRequest)
+    check_mode(body.mode, *(model.info for model in services.registry.served()))
     label_set = label_set_of(body.classes, body.templates, body.mode, services).model_copy(
         update={"none_threshold": body.none_threshold}
     )
@@ -159,4 +163,4 @@ def _out(name: str, label_set: LabelSet) -> LabelSetOut:
 
 
 def _calibration(model: str, found: Calibration) -> CalibrationOut:
-    return CalibrationOut(model=model, **found.model_dump())
+    return CalibrationOut(model=model, note=found.note, **found.model_dump())

@@ -12,12 +12,12 @@ router = APIRouter(include_in_schema=False)
 _WEB = Path(__file__).parent.parent / "web"
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 async def page() -> FileResponse:
     return FileResponse(_WEB / "index.html")
 
 
-@router.get("/docs")
+@router.api_route("/docs", methods=["GET", "HEAD"])
 async def docs() -> FileResponse:
     return FileResponse(_WEB / "docs.html")
 

@@ -150,12 +150,12 @@ async def classify(
     ]
 
 
-def check_mode(mode: Mode, info: BundleInfo) -> None:
-    """Raise BadInputError where a model cannot answer in a mode."""
-    if mode == "independent" and info.logit_bias is None:
+def check_mode(mode: Mode, *infos: BundleInfo) -> None:
+    """Raise BadInputError where none of some models can answer in a mode."""
+    if mode == "independent" and all(info.logit_bias is None for info in infos):
         message = (
-            "mode independent needs a model trained with a sigmoid loss, and this one has no "
-            "logit bias; use mode exclusive"
+            "mode independent needs a model with a logit bias, as a sigmoid loss trains it, and "
+            "here is none; use mode exclusive"
         )
         raise BadInputError(message)
 

@@ -24,6 +24,7 @@ from serving.services.embedding import Embedder
 from vlm.config import Config
 from vlm.files import write_text_whole
 from vlm.inference import BundleInfo, normalised
+from vlm.inference.temperature import TEMPERATURE_RANGE
 
 __all__ = ["Calibration", "LabelClass", "LabelSet", "LabelSets", "check_label_set"]
 
@@ -64,6 +65,18 @@ class Calibration(Config):
     """Of those that show one."""
     ece_before: float
     ece_after: float
+
+    @property
+    def note(self) -> str | None:
+        """What to make of it, where the sample did not settle the temperature."""
+        low, high = TEMPERATURE_RANGE
+        if 1.01 * low < self.temperature < 0.99 * high:
+            return None
+        found = "hardly a mistake" if self.temperature < 1 else "hardly anything right"
+        return (
+            f"temperature {self.temperature:.2f} is a limit of its range, {low:g} to {high:g}: the "
+            f"sample holds {found}, and says little of how sure to be; calibrate with more images"
+        )
 
 
 class LabelSet(Config):

@@ -19,7 +19,7 @@ from serving.errors import BadInputError, ConflictError, NotFoundError, Overload
 from serving.metrics import Metrics
 from serving.services.captioning import CaptionWriter
 from serving.services.embedding import Embedder
-from serving.services.shelf import is_bundle_name, local_bundle, open_shelf
+from serving.services.shelf import BUNDLE_NAMES, is_bundle_name, local_bundle, open_shelf
 from serving.services.workers import Workers
 from serving.settings import ServingSettings
 from vlm.errors import BundleError, StoreError
@@ -142,16 +142,19 @@ class Registry:
 
         Raises:
             NotFoundError: If there is no such bundle.
-            BadInputError: If it cannot be loaded or trusted, or its runtime strays.
+            BadInputError: If the name is none, or the bundle cannot be loaded or trusted, or its
+                runtime strays.
             ConflictError: If there are several processes, which would then differ.
             OverloadedError: If the store of bundles does not answer.
         """
         self._refuse_if_many()
+        if not is_bundle_name(name):
+            message = f"a model cannot be called {name[:64]!r}: {BUNDLE_NAMES}"
+            raise BadInputError(message)
         wanted = bundle or name
         async with self._changes:
             try:
-                known_name = is_bundle_name(name)
-                folder = await asyncio.to_thread(self._shelf.folder, wanted) if known_name else None
+                folder = await asyncio.to_thread(self._shelf.folder, wanted)
                 if folder is None:
                     known = ", ".join(await self.available()) or "none"
                     message = f"no bundle is called {wanted[:64]!r}; there are: {known}"

@@ -15,6 +15,9 @@ __all__ = ["Shelf", "is_bundle_name", "local_bundle", "open_shelf"]
 _log = logging.getLogger(__name__)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _LOOK_SECONDS: Final = 30
+BUNDLE_NAMES: Final = (
+    "names are of 1 to 128 letters, digits, dots, hyphens and underscores, a letter or digit first"
+)
 
 
 class Shelf(Protocol):

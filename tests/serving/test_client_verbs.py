@@ -69,6 +69,11 @@ def test_both_clients_embed_more_than_one_request_holds(
 def test_refusals_are_told_in_the_servers_words(client: Client, tmp_path: Path) -> None:
     with pytest.raises(ClientError, match=r"answered 422: images.0: not a readable image"):
         client.classify([b"nothing"], labels=["a"])
+    spoiled = tmp_path / "spoiled.png"
+    spoiled.write_bytes(b"nothing")
+    for call in (lambda: client.embed(["a", spoiled]), lambda: client.search(spoiled)):
+        with pytest.raises(ClientError, match=r"422: /.*spoiled.png: not a readable image"):
+            call()
     other = Client(str(client._http.base_url), model="x")
     with other, pytest.raises(ClientError, match="no model is called 'x'"):
         other.embed(["a"])

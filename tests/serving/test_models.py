@@ -162,6 +162,8 @@ def test_what_cannot_be_loaded_changes_nothing(client: TestClient, models: Path)
     for bundle in ("absent", "empty", "../models/first", str(models / "first"), "."):
         problem(client.post("/v1/models/first/load", json={"bundle": bundle}), 404)
     problem(client.post("/v1/models/a%2fb/load", json={"bundle": "first"}), 404)
+    said = problem(client.post("/v1/models/a%20b/load", json={"bundle": "first"}), 422)
+    assert "a model cannot be called 'a b'" in said
     assert row(client, "first") == before
 
 

@@ -83,7 +83,11 @@ def test_an_upload_classifies_like_json(server: Server) -> None:
 
 def test_independent_classes_need_a_bias(server: Server) -> None:
     body = {"images": [data_url(RED)], "labels": ["a"], "mode": "independent"}
-    assert "no logit bias" in problem(server.client.post("/v1/classify", json=body), 422)
+    said = problem(server.client.post("/v1/classify", json=body), 422)
+    assert "needs a model with a logit bias" in said
+    body = {"classes": ["a"], "mode": "independent"}
+    assert problem(server.client.put("/v1/label-sets/unused", json=body), 422) == said
+    assert "unused" not in server.client.get("/v1/label-sets").json()["label_sets"]
 
 
 def test_independent_probabilities_come_from_a_model_with_a_bias(tmp_path: Path) -> None:

@@ -59,6 +59,10 @@ def export_run(run: Path, folder: Path, *, console: Console) -> BundleInfo:
         DataError: If the training data are gone, which the means need.
     """
     config, checkpoint = _open_run(run)
+    # Epochs are of so many steps as the data have, which need not be there any more.
+    if config.epochs is None and checkpoint.step < (total := config.total_steps(0)):
+        done = f"the run is at step {checkpoint.step:,} of {total:,}: this is the model so far"
+        console.print(done, highlight=False)
     bundle = load_run(run)
     console.print(f"modality means over up to {_MEANS_PAIRS} training pairs", highlight=False)
     locations = [source.shards for source in config.data.all_sources]

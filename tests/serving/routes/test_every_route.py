@@ -113,6 +113,7 @@ def test_page_docs_and_assets_come_from_this_server_alone(client: TestClient) ->
         answer = client.get(path)
         assert answer.status_code == 200
         if path in ("/", "/docs"):
+            assert client.head(path).headers["content-length"] == str(len(answer.content))
             assert "http://" not in answer.text
             assert "https://" not in answer.text
     assert client.get("/web/../app.py").status_code == 404

@@ -16,6 +16,7 @@ from serving.settings import ServingSettings
 from tests.serving.wire import data_url, picture, problem
 from tests.support import COLOURS, drawing, tiny_bundle
 from vlm.inference import Encoder, class_embeddings, exclusive_probabilities, normalised
+from vlm.inference.temperature import TEMPERATURE_RANGE
 
 SETS = "/v1/label-sets"
 
@@ -173,6 +174,7 @@ def test_a_calibration_is_kept_used_for_its_model_and_dropped_with_its_version(
     found = answer.json()
     assert (found["model"], found["num_samples"], found["num_none"]) == (encoder.fingerprint, 32, 8)
     assert found["ece_after"] < found["ece_before"]
+    assert "hardly anything right" in found["note"]  # the labels are drawn
     assert 0 <= found["none_threshold"] <= 1
     asked = classify(client, label_set="colours")
     cosines = (
@@ -193,6 +195,20 @@ def test_a_calibration_is_kept_used_for_its_model_and_dropped_with_its_version(
     client.post("/v1/models/tiny/load", json={"bundle": "other"})
     assert not classify(client, label_set="colours")["calibrated"]
     assert put(client, "colours", classes=["red", "blue"])["calibrations"] == []
+
+
+def test_a_sample_without_a_mistake_is_said_to_settle_no_temperature(client: TestClient) -> None:
+    put(client, "sure", classes=list(COLOURS[:2]))
+    shown = classify(client, label_set="sure")["results"][0]["predictions"][0]["label"]
+    samples = [{"image": data_url(picture("red", "circle")), "label": shown}] * 2
+    answer = client.post(f"{SETS}/sure/calibrate", json={"samples": samples}).json()
+    assert answer["temperature"] == pytest.approx(TEMPERATURE_RANGE[0], rel=1e-3)
+    assert "calibrate with more images" in answer["note"]
+    (other,) = {"red", "green"} - {shown}
+    samples = [*samples, samples[0], {**samples[0], "label": other}]
+    answer = client.post(f"{SETS}/sure/calibrate", json={"samples": samples}).json()
+    assert TEMPERATURE_RANGE[0] < answer["temperature"] < TEMPERATURE_RANGE[1]
+    assert answer["note"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """From a run folder to a bundle."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from rich.console import Console
 
 from tests.support import write_dataset
 from tests.vlm.train.runs import (
@@ -47,6 +50,20 @@ def test_metrics_of_other_weights_are_left_out(tmp_path: Path) -> None:
     run(config)
     (config.run_folder / "evaluation.json").write_text('{"model": {"fingerprint": "0"}}')
     assert export_run(config.run_folder, tmp_path / "b", console=quiet()).metrics == {}
+
+
+def test_an_export_of_a_run_that_is_not_at_its_end_says_so(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    step = run(config)
+    said = {}
+    for name, total in (("done", step), ("half", 2000)):
+        settings = config.model_copy(update={"steps": total}).model_dump(mode="json")
+        (config.run_folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        console = Console(file=io.StringIO(), width=200)
+        export_run(config.run_folder, tmp_path / name, console=console)
+        said[name] = console.file.getvalue()  # type: ignore[attr-defined] # the StringIO of above
+    assert f"step {step} of 2,000: this is the model so far" in said["half"]
+    assert "so far" not in said["done"]
 
 
 def test_the_average_of_weights_is_what_is_exported(tmp_path: Path) -> None:
