@@ -14,7 +14,8 @@ import json
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -63,14 +64,17 @@ class OpenVinoRuntime:
         precision: `fp32` or `bf16` of an fp32 export, `mixed` or `int8` of one of their own.
         streams: Batches computed at once, each on its share of the cores. Threads of one batch wait
             for each other at every product, so that small batches in streams of one thread get
-            through faster than one after the other on all cores; a lone batch takes longer.
+            through faster than one after the other on all cores. A single input that finds nothing
+            running has all cores; for that each tower is compiled twice, and its weights are held
+            twice.
     """
 
     def __init__(self, folder: Path, *, precision: Precision, streams: int = 1) -> None:
         self.name: RuntimeName = OPENVINO_NAMES[precision]
         self.streams = streams
-        self._image = _Tower(folder / "image.xml", _HINTS[precision], streams)
-        self._text = _Tower(folder / "text.xml", _HINTS[precision], streams)
+        calls = _Calls()
+        self._image = _Tower(folder / "image.xml", _HINTS[precision], streams, calls)
+        self._text = _Tower(folder / "text.xml", _HINTS[precision], streams, calls)
 
     def image_rows(self, pixels: Pixels) -> Rows:
         return self._image(pixels)
@@ -79,20 +83,54 @@ class OpenVinoRuntime:
         return self._text(token_ids)
 
 
-class _Tower:
-    """One compiled network; each thread has a request of its own, for requests hold memory."""
+class _Calls:
+    """How many are running, in either tower."""
 
-    def __init__(self, path: Path, hint: str, streams: int) -> None:
+    def __init__(self) -> None:
+        self._running = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def counted(self) -> Iterator[bool]:
+        """Count one more; whether it was alone when it came."""
+        with self._lock:
+            self._running += 1
+            alone = self._running == 1
+        try:
+            yield alone
+        finally:
+            with self._lock:
+                self._running -= 1
+
+
+class _Tower:
+    """A network, compiled for a lone input and, if there are several streams, for those."""
+
+    def __init__(self, path: Path, hint: str, streams: int, calls: _Calls) -> None:
         core = _openvino().Core()
-        options = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": streams}
-        self._compiled = core.compile_model(str(path), "CPU", options)
+        self._calls = calls
+        self._compiled = {
+            count: core.compile_model(
+                str(path), "CPU", {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": count}
+            )
+            for count in sorted({1, streams})
+        }
+        self._streams = streams
         self._local = threading.local()
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        if not hasattr(self._local, "request"):
-            self._local.request = self._compiled.create_infer_request()
-        results = self._local.request.infer({0: np.ascontiguousarray(batch)})
-        return np.array(results[0])  # a copy: the next call writes into the same memory
+        with self._calls.counted() as alone:
+            request = self._request(1 if alone and len(batch) == 1 else self._streams)
+            results = request.infer({0: np.ascontiguousarray(batch)})
+            return np.array(results[0])  # a copy: the next call writes into the same memory
+
+    def _request(self, streams: int) -> Any:
+        """Each thread has its own, for requests hold memory."""
+        requests: dict[str, Any] = self._local.__dict__
+        key = str(streams)
+        if key not in requests:
+            requests[key] = self._compiled[streams].create_infer_request()
+        return requests[key]
 
 
 def openvino_is_installed(*, with_nncf: bool = False) -> bool:

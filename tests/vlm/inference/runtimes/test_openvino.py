@@ -82,7 +82,10 @@ def test_streams_answer_at_once_what_one_answers_alone(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
     with ThreadPoolExecutor(2) as pool:
         found = np.concatenate(list(pool.map(streams.image_rows, np.split(pixels, 12))))
-    np.testing.assert_allclose(found, alone.image_rows(pixels), atol=1e-5)
+    expected = alone.image_rows(pixels)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(streams.image_rows(pixels), expected, atol=1e-5)
+    np.testing.assert_allclose(streams.image_rows(pixels[:1]), expected[:1], atol=1e-5)
 
 
 def test_int8_stays_near_torch(tmp_path: Path) -> None:
