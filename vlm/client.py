@@ -11,8 +11,9 @@ own words; where it is only busy, the client waits as long as it is told and ask
 import asyncio
 import base64
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
@@ -29,8 +30,12 @@ Image = Path | bytes
 AnswerT = TypeVar("AnswerT")
 HttpT = TypeVar("HttpT", httpx.Client, httpx.AsyncClient)
 _BUSY: Final = frozenset({429, 503})
-_CHUNK: Final = 32
-"""Inputs of one request; a server allows 64 unless told otherwise."""
+_CHUNK: Final = 16
+"""Inputs of one request; a server allows 64 unless told otherwise, a careful one 16."""
+_CHUNK_CHARACTERS: Final = 8 * 2**20
+"""Of them together, unless one alone is longer; a server allows 32 MiB a request."""
+_AT_ONCE: Final = 4
+"""Requests of one call of the asynchronous client; more would only wait in the server's queue."""
 _LONGEST_WAIT: Final = 30.0
 
 
@@ -94,11 +99,12 @@ class Client(_Connected[httpx.Client]):
 
     def embed(self, inputs: Sequence[str | Image]) -> np.ndarray:
         """Unit float32 rows, [input dim]."""
-        return np.concatenate([self._ask(call) for call in _embed(inputs, self._model)])
+        return np.concatenate(list(map(self._ask, _embed(inputs, self._model))))
 
     def classify(self, images: Sequence[Image], **options: Any) -> list[Shown]:
         """What each image shows; `options` are fields of `/v1/classify`, e.g. `labels`."""
-        return self._ask(_classify(images, self._model, options))
+        calls = _classify(images, self._model, options)
+        return list(chain.from_iterable(map(self._ask, calls)))
 
     def search(self, query: str | Image, **options: Any) -> list[Found]:
         """Stored items nearest to a text or an image; `options` are `limit` and `filter`."""
@@ -144,11 +150,12 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
         await self._http.aclose()
 
     async def embed(self, inputs: Sequence[str | Image]) -> np.ndarray:
-        calls = _embed(inputs, self._model)
-        return np.concatenate(await asyncio.gather(*map(self._ask, calls)))
+        return np.concatenate(await self._ask_all(_embed(inputs, self._model)))
 
     async def classify(self, images: Sequence[Image], **options: Any) -> list[Shown]:
-        return await self._ask(_classify(images, self._model, options))
+        calls = _classify(images, self._model, options)
+        found = await self._ask_all(calls)
+        return list(chain.from_iterable(found))
 
     async def search(self, query: str | Image, **options: Any) -> list[Found]:
         return await self._ask(_search(query, options))
@@ -158,6 +165,15 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
 
     async def models(self) -> list[str]:
         return await self._ask(_MODELS)
+
+    async def _ask_all(self, calls: Sequence[_Call[AnswerT]]) -> list[AnswerT]:
+        places = asyncio.Semaphore(_AT_ONCE)
+
+        async def ask(call: _Call[AnswerT]) -> AnswerT:
+            async with places:
+                return await self._ask(call)
+
+        return await asyncio.gather(*map(ask, calls))
 
     async def _ask(self, call: _Call[AnswerT]) -> AnswerT:
         for tries in range(self._retries + 1):
@@ -172,21 +188,31 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
 
 
 def _embed(inputs: Sequence[str | Image], model: str | None) -> list[_Call[np.ndarray]]:
-    parts = [inputs[n : n + _CHUNK] for n in range(0, len(inputs), _CHUNK)]
+    if not inputs:
+        message = "there is nothing to embed: no text and no image"
+        raise ClientError(message)
+    entries = [entry if isinstance(entry, str) else _url(entry) for entry in inputs]
     return [
         _Call(
             "POST",
             "/v1/embeddings",
             _rows,
-            {
-                "input": [entry if isinstance(entry, str) else _url(entry) for entry in part],
-                "encoding_format": "base64",
-                "model": model,
-            },
-            _files("input", part),
+            {"input": entries[part], "encoding_format": "base64", "model": model},
+            _files("input", inputs[part]),
         )
-        for part in parts
+        for part in _parts(entries)
     ]
+
+
+def _parts(entries: Sequence[str]) -> Iterator[slice]:
+    """Stretches that fit into a request each; one for no entries, which the server refuses."""
+    start = length = 0
+    for n, entry in enumerate(entries):
+        if n > start and (n - start == _CHUNK or length + len(entry) > _CHUNK_CHARACTERS):
+            yield slice(start, n)
+            start, length = n, 0
+        length += len(entry)
+    yield slice(start, len(entries))
 
 
 def _rows(tree: Any) -> np.ndarray:
@@ -196,7 +222,7 @@ def _rows(tree: Any) -> np.ndarray:
 
 def _classify(
     images: Sequence[Image], model: str | None, options: Mapping[str, Any]
-) -> _Call[list[Shown]]:
+) -> list[_Call[list[Shown]]]:
     def read(tree: Any) -> list[Shown]:
         return [
             Shown(
@@ -206,8 +232,17 @@ def _classify(
             for result in tree["results"]
         ]
 
-    body = {"images": [_url(image) for image in images], "model": model, **options}
-    return _Call("POST", "/v1/classify", read, body, _files("images", images))
+    urls = [_url(image) for image in images]
+    return [
+        _Call(
+            "POST",
+            "/v1/classify",
+            read,
+            {"images": urls[part], "model": model, **options},
+            _files("images", images[part]),
+        )
+        for part in _parts(urls)
+    ]
 
 
 def _search(query: str | Image, options: Mapping[str, Any]) -> _Call[list[Found]]:

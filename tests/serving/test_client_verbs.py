@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from serving.stores import EmbeddedStore, Item
-from tests.serving.conftest import Server
+from tests.serving.conftest import Server, running
 from tests.serving.wire import picture
 from tests.support import drawing
 from vlm.cli.main import app
-from vlm.client import AsyncClient, Client, ClientError
+from vlm.client import AsyncClient, Client, ClientError, Shown, _parts
 from vlm.errors import ConfigError, DataError, VlmError
 from vlm.inference import Encoder
 
@@ -64,6 +64,40 @@ def test_both_clients_embed_more_than_one_request_holds(
     rows, models = asyncio.run(ask())
     np.testing.assert_allclose(rows, expected, atol=1e-5)
     assert models == client.models() == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "parts"),
+    [
+        ([1] * 33, [(0, 16), (16, 32), (32, 33)]),
+        ([3 * 2**20] * 4, [(0, 2), (2, 4)]),  # each eight MiB and less
+        ([1, 40 * 2**20, 1], [(0, 1), (1, 2), (2, 3)]),  # one alone may be too long
+        ([], [(0, 0)]),
+    ],
+)
+def test_a_request_holds_no_more_than_a_careful_server_takes(
+    lengths: list[int], parts: list[tuple[int, int]]
+) -> None:
+    entries = ["x" * length for length in lengths]
+    assert [(part.start, part.stop) for part in _parts(entries)] == parts
+
+
+def test_many_inputs_never_fill_the_queue_of_the_server_by_themselves(
+    bundle: Path, tmp_path: Path, pictures: list[Path]
+) -> None:
+    settings = (f"bundle={bundle}", f"index={tmp_path / 'i'}", "max_images=16", "max_waiting=64")
+    with running(*settings) as found:
+        texts = [f"text {n}" for n in range(600)]
+
+        async def ask() -> tuple[np.ndarray, list[Shown]]:
+            async with AsyncClient(found.url, retries=0) as client:
+                shown = await client.classify(pictures * 10, labels=["red", "blue"])
+                return await client.embed(texts), shown
+
+        rows, shown = asyncio.run(ask())
+        assert (len(rows), len(shown)) == (600, 20)
+        with Client(found.url) as client, pytest.raises(ClientError, match="nothing to embed"):
+            client.embed([])
 
 
 def test_refusals_are_told_in_the_servers_words(client: Client, tmp_path: Path) -> None:
