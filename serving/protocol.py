@@ -2,6 +2,9 @@
 
 uvicorn bounds how long a connection may idle between requests, not how long the first one, or the
 head of any, may take to come in. The body has the time of its request.
+
+And it closes connections at a shutdown without saying so in their last answers: a client that sends
+its next request at once would lose it.
 """
 
 import asyncio
@@ -37,6 +40,12 @@ class HeadTimeoutProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.cycle is not None and not self.cycle.response_started:
+            close = (b"connection", b"close")
+            self.cycle.default_headers = [*self.cycle.default_headers, close]
 
     def _await_head(self) -> None:
         if self.conn.their_state is not h11.IDLE:

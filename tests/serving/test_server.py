@@ -321,7 +321,9 @@ def test_sigterm_finishes_requests_in_flight(bundle: Path, tmp_path: Path) -> No
             while _accepts(address):
                 pass
             raw.sendall(body)
-            assert raw.recv(65_536).startswith(b"HTTP/1.1 200 OK")
+            answer = raw.recv(65_536)
+            assert answer.startswith(b"HTTP/1.1 200 OK")
+            assert b"connection: close" in answer.partition(b"\r\n\r\n")[0].lower()
         assert found.stop() in (0, -signal.SIGTERM)
 
 
