@@ -4,7 +4,7 @@ import base64
 import binascii
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -38,12 +38,16 @@ __all__ = [
     "Problem",
     "SearchRequest",
     "SearchResponse",
+    "Several",
     "Text",
 ]
 
+ItemT = TypeVar("ItemT")
+Several = Annotated[list[ItemT], Field(fail_fast=True)]
+"""The first that does not fit is told: a million of them would be a million messages."""
 _MAX_METADATA_BYTES = 16_384
 _MAX_METADATA_DEPTH = 32
-_DATA_URL = re.compile(r"^data:image/[\w.+-]+;base64,", re.IGNORECASE)
+_DATA_URL = re.compile(r"^data:image/[\w.+-]+(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
 
 def _image_source(value: object) -> bytes | RemoteImage:
@@ -124,9 +128,9 @@ class ClassIn(_Schema):
     """A class by words, by example images, or by both."""
 
     label: Text
-    prompts: Annotated[list[Text], Field(min_length=1, max_length=100)] | None = None
+    prompts: Annotated[Several[Text], Field(min_length=1, max_length=100)] | None = None
     """Texts in place of the label in the templates."""
-    images: list[ImageBytes] = []
+    images: Several[ImageBytes] = []
     """Examples; in a label set kept at 512 pixels at most, without metadata."""
     image_weight: float = Field(default=0.5, ge=0, le=1)
     """Of the images against the words; 1: images alone."""
@@ -135,13 +139,13 @@ class ClassIn(_Schema):
 class ClassifyRequest(_Schema):
     """Give labels, classes, or the name of a label set."""
 
-    images: list[ImageSource] = Field(min_length=1)
-    labels: Annotated[list[Text], Field(min_length=1)] | None = None
-    classes: Annotated[list[Text | ClassIn], Field(min_length=1)] | None = None
+    images: Several[ImageSource] = Field(min_length=1)
+    labels: Annotated[Several[Text], Field(min_length=1)] | None = None
+    classes: Annotated[Several[Text | ClassIn], Field(min_length=1)] | None = None
     """Labels, some of which have examples, as in a label set that is not stored."""
     label_set: str | None = None
     """One of `/v1/label-sets`; its templates, mode, calibration and threshold apply."""
-    templates: list[str] | None = Field(default=None, min_length=1, max_length=100)
+    templates: Several[str] | None = Field(default=None, min_length=1, max_length=100)
     """`{}` stands for the label; the embeddings of all templates are averaged. `plain`, `photo`
     and `drawing` stand for several. Default: the label alone."""
     mode: Literal["exclusive", "independent"] | None = None
@@ -195,7 +199,7 @@ class FilterCondition(_Schema):
         extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, serialize_by_alias=True
     )
 
-    one_of: list[FilterScalar] | None = Field(None, alias="in", min_length=1, max_length=1000)
+    one_of: Several[FilterScalar] | None = Field(None, alias="in", min_length=1, max_length=1000)
     contains: Text | None = None
     """Whatever the case of its letters."""
     gt: float | None = None
@@ -219,11 +223,11 @@ class PartIn(_Schema):
     """Exactly one of text, texts, image, id and vector, and how much it counts."""
 
     text: Text | None = None
-    texts: list[Text] | None = Field(default=None, min_length=1, max_length=32)
+    texts: Several[Text] | None = Field(default=None, min_length=1, max_length=32)
     """Several ways to say it, whose embeddings are averaged."""
     image: ImageSource | None = None
     id: ItemId | None = None
-    vector: list[float] | None = Field(default=None, max_length=65_536)
+    vector: Several[float] | None = Field(default=None, max_length=65_536)
     """An embedding of the collection's own model; `model` must name it."""
     modality: Literal["text", "image"] = "text"
     """Of `vector`."""
@@ -248,7 +252,7 @@ class SearchRequest(_Schema):
     """Pictures like this one: a file, base64, a data URL or an address."""
     id: ItemId | None = None
     """More like this stored item."""
-    parts: list[PartIn] | None = Field(default=None, min_length=1, max_length=32)
+    parts: Several[PartIn] | None = Field(default=None, min_length=1, max_length=32)
     """Several of these, added up by their weights."""
     model: ModelName = None
     """If given, the collection must hold its vectors."""
@@ -332,7 +336,7 @@ class ItemIn(_Schema):
 
 
 class ItemsRequest(_Schema):
-    items: list[ItemIn] = Field(min_length=1)
+    items: Several[ItemIn] = Field(min_length=1)
 
 
 class AddedItems(_Schema):
@@ -342,7 +346,7 @@ class AddedItems(_Schema):
 class DeleteRequest(_Schema):
     """Exactly one of ids and filter."""
 
-    ids: list[ItemId] | None = Field(None, min_length=1, max_length=10_000)
+    ids: Several[ItemId] | None = Field(None, min_length=1, max_length=10_000)
     filter: FilterIn | None = Field(None, min_length=1)
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from email.message import Message
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from fastapi import Request
@@ -20,6 +21,7 @@ _AT_ONCE = 64 * 1024
 """Bytes that take less time than a thread needs to begin."""
 _MAX_FILES = 256
 _MAX_FIELDS = 4096
+"""Of an upload, and of each object in JSON."""
 
 
 async def parse_body(
@@ -41,8 +43,13 @@ async def parse_body(
 
     Raises:
         RequestValidationError: If it does not fit; the answer is a 422 that names the field.
-        HTTPException: 415 for another content type.
+        HTTPException: 415 for another content type or a compressed body, 400 for an upload that
+            was cut off.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        detail = f"content encoding {encoding[:64]!r} is not understood; send the body as it is"
+        raise HTTPException(415, detail)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
         body = await request.body()
@@ -92,9 +99,10 @@ def body_schema(schema: type[BaseModel], files: tuple[str, ...] = ()) -> dict[st
 
 def _from_json(schema: type[SchemaT], body: bytes) -> SchemaT:
     try:
-        tree = json.loads(body, parse_constant=_refuse_constant)
+        tree = _parsed(body)
     except (ValueError, RecursionError) as error:
-        detail = {"type": "json_invalid", "loc": ("body",), "msg": "not valid JSON"}
+        said = str(error) if isinstance(error, _TooManyKeysError) else "not valid JSON"
+        detail = {"type": "json_invalid", "loc": ("body",), "msg": said}
         raise RequestValidationError([detail]) from error
     return _validated(schema, tree)
 
@@ -114,6 +122,7 @@ async def _form(
     request: Request, lists: tuple[str, ...], objects: tuple[str, ...]
 ) -> dict[str, Any]:
     tree: dict[str, Any] = {}
+    _refuse_if_cut(await request.body(), request.headers["content-type"])
     async with request.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS) as form:
         for name, value in form.multi_items():
             plain = await value.read() if isinstance(value, UploadFile) else value
@@ -126,12 +135,38 @@ async def _form(
     return tree
 
 
+def _refuse_if_cut(body: bytes, content_type: str) -> None:
+    """The parser takes what it got of the last field for all of it, or leaves the field out."""
+    message = Message()
+    message["content-type"] = content_type
+    boundary = message.get_boundary()
+    if boundary is not None and f"--{boundary}--".encode() not in body:
+        detail = "the upload was cut off: it has no closing boundary"
+        raise HTTPException(400, detail)
+
+
 def _object(value: str | bytes) -> Any:
     """The JSON of a form field; what is not JSON is left for the schema to refuse."""
     try:
-        return json.loads(value, parse_constant=_refuse_constant)
+        return _parsed(value)
     except (ValueError, RecursionError):
         return value
+
+
+class _TooManyKeysError(ValueError):
+    pass
+
+
+def _parsed(text: str | bytes) -> Any:
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object_of)
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, unless it has so many keys that telling which are unknown would take seconds."""
+    if len(pairs) > _MAX_FIELDS:
+        message = f"an object of {len(pairs)} keys; at most {_MAX_FIELDS} are understood"
+        raise _TooManyKeysError(message)
+    return dict(pairs)
 
 
 def _refuse_constant(name: str) -> NoReturn:

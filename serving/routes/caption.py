@@ -9,7 +9,7 @@ from serving.errors import BadInputError
 from serving.routes.bodies import body_schema, parse_body
 from serving.routes.direct import DirectRoute
 from serving.routes.state import ServicesDep, refuse_more_than
-from serving.schemas import ImageSource, ModelName
+from serving.schemas import ImageSource, ModelName, Several
 
 __all__ = ["CaptionRequest", "router"]
 
@@ -21,7 +21,7 @@ class CaptionRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    images: list[ImageSource] = Field(min_length=1)
+    images: Several[ImageSource] = Field(min_length=1)
     search: Literal["greedy", "beam", "nucleus", "contrastive"] = "beam"
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of `nucleus`, which draws."""

@@ -11,7 +11,7 @@ from serving.errors import BadInputError
 from serving.routes.bodies import body_schema, parse_body
 from serving.routes.direct import DirectRoute
 from serving.routes.state import ServicesDep, refuse_more_than
-from serving.schemas import ModelName, Text
+from serving.schemas import ModelName, Several, Text
 from serving.services.embedding import is_image
 from serving.services.fetching import RemoteImage
 
@@ -52,7 +52,7 @@ class EmbeddingsRequest(BaseModel):
     # Clients send fields that do not matter here.
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
 
-    input: Text | ContentPart | Annotated[list[Text | ContentPart], Field(min_length=1)]
+    input: Text | ContentPart | Annotated[Several[Text | ContentPart], Field(min_length=1)]
     model: ModelName = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None

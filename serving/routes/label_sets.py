@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.routes.bodies import body_schema, parse_body
 from serving.routes.classes import label_set_of, with_kept_images
 from serving.routes.state import ServicesDep, refuse_more_than
-from serving.schemas import ClassIn, ImageBytes, ModelName, Text
+from serving.schemas import ClassIn, ImageBytes, ModelName, Several, Text
 from serving.services.calibration import LabelledImage, fit_calibration
 from serving.services.classification import check_mode
 from serving.services.label_sets import Calibration, LabelSet
@@ -26,9 +26,9 @@ class _Schema(BaseModel):
 class LabelSetRequest(_Schema):
     """Classes, and how they are to be asked about."""
 
-    classes: list[Text | ClassIn] = Field(min_length=1)
+    classes: Several[Text | ClassIn] = Field(min_length=1)
     """A text alone is a class by words."""
-    templates: list[str] = Field(default=["{}"], min_length=1, max_length=100)
+    templates: Several[str] = Field(default=["{}"], min_length=1, max_length=100)
     mode: Literal["exclusive", "independent"] = "exclusive"
     none_threshold: float | None = Field(default=None, ge=0, le=1)
     """Below this largest probability, an image shows none of the classes."""
@@ -90,7 +90,7 @@ class SampleIn(_Schema):
 class CalibrateRequest(_Schema):
     """A labelled sample, better of some hundred images that were not used for anything else."""
 
-    samples: list[SampleIn] = Field(min_length=2)
+    samples: Several[SampleIn] = Field(min_length=2)
     model: ModelName = None
 
 

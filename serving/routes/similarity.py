@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.routes.bodies import body_schema, parse_body
 from serving.routes.direct import DirectRoute
 from serving.routes.state import ServicesDep, refuse_more_than
-from serving.schemas import ModelName, Text
+from serving.schemas import ModelName, Several, Text
 from serving.services.embedding import is_image
 
 __all__ = ["SimilarityRequest", "SimilarityResponse", "router"]
@@ -21,8 +21,8 @@ class SimilarityRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    queries: list[Text] = Field(min_length=1)
-    candidates: list[Text] = Field(min_length=1)
+    queries: Several[Text] = Field(min_length=1)
+    candidates: Several[Text] = Field(min_length=1)
     model: ModelName = None
 
 

@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.errors import BadInputError
+from serving.schemas import Several
 
 __all__ = [
     "HEADER_LENGTH",
@@ -45,9 +46,9 @@ class TensorIn(_Schema):
 
     name: str
     datatype: str
-    shape: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, max_length=4)
+    shape: Several[Annotated[int, Field(ge=0)]] = Field(min_length=1, max_length=4)
     parameters: dict[str, Any] = {}
-    data: list[str | list[str]] | None = None
+    data: Several[str | Several[str]] | None = None
     """Texts, or image files in base64; left out where raw bytes follow the JSON."""
 
     @property
@@ -66,8 +67,8 @@ class InferRequest(_Schema):
     """Of the open inference protocol: `image` and `text`, one of them at least."""
 
     id: str | None = None
-    inputs: list[TensorIn] = Field(min_length=1)
-    outputs: list[TensorWanted] | None = None
+    inputs: Several[TensorIn] = Field(min_length=1)
+    outputs: Several[TensorWanted] | None = None
     parameters: dict[str, Any] = {}
 
 

@@ -26,6 +26,54 @@ def test_a_body_that_is_not_understood_gets_told_what_is(client: TestClient, pat
     problem(answer, 400)
 
 
+MANY: list[tuple[str, dict[str, Any]]] = [
+    ("v1/embeddings", {"input": [1]}),
+    ("v1/classify", {"images": [1], "labels": ["a"]}),
+    ("v1/classify", {"images": ["aGk="], "labels": [""]}),
+    ("v1/caption", {"images": [1]}),
+    ("v1/similarity", {"queries": [""], "candidates": ["a"]}),
+    ("v1/search", {"parts": [1]}),
+    ("v1/search", {"vector": ["a"]}),
+    ("v1/items", {"items": [1]}),
+    ("v2/models/tiny/infer", {"inputs": [1]}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), MANY, ids=lambda value: str(value)[:40])
+def test_a_list_of_a_million_mistakes_costs_what_one_does(
+    client: TestClient, path: str, body: dict[str, Any]
+) -> None:
+    wrong = next(name for name in body if name != "images" or body[name] == [1])
+    many = {**body, wrong: body[wrong] * 1_000_000}
+    answer = client.post(f"/{path}", content=json.dumps(many), headers=JSON)
+    assert answer.status_code in (400, 422)
+    assert len(answer.text) < 1000, answer.text[:2000]
+
+
+def test_an_object_of_many_keys_is_refused_whole(client: TestClient) -> None:
+    body = json.dumps({"input": "a", **{f"key {n}": n for n in range(5000)}})
+    said = problem(client.post("/v1/embeddings", content=body, headers=JSON), 422)
+    assert said == "body: an object of 5001 keys; at most 4096 are understood"
+
+
+def test_a_compressed_body_is_named_as_such(client: TestClient) -> None:
+    headers = {**JSON, "content-encoding": "gzip"}
+    answer = client.post("/v1/embeddings", content=b"\x1f\x8b", headers=headers)
+    assert "content encoding 'gzip' is not understood" in problem(answer, 415)
+
+
+def test_an_upload_that_was_cut_off_is_not_taken_for_a_whole_one(client: TestClient) -> None:
+    parts = [b'name="labels"\r\n\r\nred', b'name="labels"\r\n\r\nblue']
+    parts.insert(0, b'name="images"; filename="a.png"\r\n\r\n' + picture())
+    whole = b"".join(b"--b\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts)
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    found = client.post("/v1/classify", content=whole + b"--b--\r\n", headers=headers)
+    assert len(found.json()["results"][0]["predictions"]) == 2
+    for cut in (whole, whole[:-20]):
+        answer = client.post("/v1/classify", content=cut, headers=headers)
+        assert "the upload was cut off" in problem(answer, 400)
+
+
 @settings(max_examples=30, deadline=None)
 @given(data=st.binary(max_size=300), cut=st.integers(0, 200))
 def test_no_bytes_of_an_image_are_a_defect_of_the_server(
