@@ -1,6 +1,8 @@
-"""Python's collector of cycles, kept away from what a server holds for as long as it runs."""
+"""Memory of a server that holds much for as long as it runs, and replaces it at times."""
 
+import ctypes
 import gc
+import sys
 from typing import Final
 
 __all__ = ["settle_heap"]
@@ -18,5 +20,14 @@ def settle_heap() -> None:
     """
     gc.unfreeze()
     gc.collect()
+    _give_back()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS)
+
+
+def _give_back() -> None:
+    """Let the system have what was freed: glibc keeps the place of a model that has gone."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from fastapi.testclient import TestClient
 
 from serving.app import create_app
@@ -33,6 +34,27 @@ assert gone() is None
 
 def test_what_lives_is_left_out_and_what_was_dropped_is_freed_at_the_next_settling() -> None:
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, timeout=120)
+
+
+FREED = """
+from serving.heap import settle_heap
+def resident():
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * 4096
+blocks = [bytearray(100_000) for _ in range(3000)]  # each under what is mapped on its own
+last = bytearray(100_000)  # above them, so that nothing is given back by itself
+full = resident()
+blocks.clear()
+kept = resident()
+settle_heap()
+assert full - kept < 100e6, (full, kept)
+assert kept - resident() > 200e6, (kept, resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is asked to give memory back")
+def test_what_a_model_took_is_given_back_when_it_has_gone() -> None:
+    subprocess.run([sys.executable, "-c", FREED], check=True, timeout=120)
 
 
 def test_the_server_settles_when_it_is_ready_and_after_a_model_was_replaced(
