@@ -107,30 +107,28 @@ class _Tower:
     """A network, compiled for a lone input and, if there are several streams, for those."""
 
     def __init__(self, path: Path, hint: str, streams: int, calls: _Calls) -> None:
-        core = _openvino().Core()
         self._calls = calls
-        self._compiled = {
-            count: core.compile_model(
-                str(path), "CPU", {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": count}
-            )
-            for count in sorted({1, streams})
-        }
-        self._streams = streams
-        self._local = threading.local()
+        self._alone = _Compiled(path, hint, streams=1)
+        self._together = self._alone if streams == 1 else _Compiled(path, hint, streams=streams)
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         with self._calls.counted() as alone:
-            request = self._request(1 if alone and len(batch) == 1 else self._streams)
-            results = request.infer({0: np.ascontiguousarray(batch)})
-            return np.array(results[0])  # a copy: the next call writes into the same memory
+            return (self._alone if alone and len(batch) == 1 else self._together)(batch)
 
-    def _request(self, streams: int) -> Any:
-        """Each thread has its own, for requests hold memory."""
-        requests: dict[str, Any] = self._local.__dict__
-        key = str(streams)
-        if key not in requests:
-            requests[key] = self._compiled[streams].create_infer_request()
-        return requests[key]
+
+class _Compiled:
+    """Each thread has a request of its own, for requests hold memory."""
+
+    def __init__(self, path: Path, hint: str, *, streams: int) -> None:
+        options = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": streams}
+        self._compiled = _openvino().Core().compile_model(str(path), "CPU", options)
+        self._local = threading.local()
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        if not hasattr(self._local, "request"):
+            self._local.request = self._compiled.create_infer_request()
+        results = self._local.request.infer({0: np.ascontiguousarray(batch)})
+        return np.array(results[0])  # a copy: the next call writes into the same memory
 
 
 def openvino_is_installed(*, with_nncf: bool = False) -> bool:
