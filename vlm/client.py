@@ -77,6 +77,9 @@ class _Connected(Generic[HttpT]):
         seconds: float = 60,
         retries: int = 3,
     ) -> None:
+        if key is not None and not (key.isascii() and key.isprintable()):
+            message = "the key has characters that no header can carry; a key is printable ASCII"
+            raise ClientError(message)
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self._http: HttpT = self._connect(base_url=url, headers=headers, timeout=seconds)
         self._model = model
@@ -112,7 +115,8 @@ class Client(_Connected[httpx.Client]):
 
     def caption(self, images: Sequence[Image], **options: Any) -> list[str]:
         """A caption for each image; `options` are `search` and `seed`."""
-        return self._ask(_caption(images, self._model, options))
+        calls = _caption(images, self._model, options)
+        return list(chain.from_iterable(map(self._ask, calls)))
 
     def models(self) -> list[str]:
         """Names of what is served, the default first."""
@@ -124,6 +128,8 @@ class Client(_Connected[httpx.Client]):
                 answer = self._http.request(call.method, call.path, json=call.body or None)
             except httpx.HTTPError as error:
                 raise _unreachable(self._http.base_url, error) from error
+            except (TypeError, ValueError) as error:
+                raise _not_json(call.path, error) from error
             if answer.status_code not in _BUSY or tries == self._retries:
                 break
             time.sleep(_wait_seconds(answer))
@@ -161,7 +167,8 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
         return await self._ask(_search(query, options))
 
     async def caption(self, images: Sequence[Image], **options: Any) -> list[str]:
-        return await self._ask(_caption(images, self._model, options))
+        found = await self._ask_all(_caption(images, self._model, options))
+        return list(chain.from_iterable(found))
 
     async def models(self) -> list[str]:
         return await self._ask(_MODELS)
@@ -181,6 +188,8 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
                 answer = await self._http.request(call.method, call.path, json=call.body or None)
             except httpx.HTTPError as error:
                 raise _unreachable(self._http.base_url, error) from error
+            except (TypeError, ValueError) as error:
+                raise _not_json(call.path, error) from error
             if answer.status_code not in _BUSY or tries == self._retries:
                 break
             await asyncio.sleep(_wait_seconds(answer))
@@ -188,6 +197,7 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
 
 
 def _embed(inputs: Sequence[str | Image], model: str | None) -> list[_Call[np.ndarray]]:
+    _refuse_single(inputs, "inputs")
     if not inputs:
         message = "there is nothing to embed: no text and no image"
         raise ClientError(message)
@@ -202,6 +212,13 @@ def _embed(inputs: Sequence[str | Image], model: str | None) -> list[_Call[np.nd
         )
         for part in _parts(entries)
     ]
+
+
+def _refuse_single(given: object, name: str) -> None:
+    """A text is a sequence of texts, one a letter, which nobody means."""
+    if isinstance(given, str | bytes | Path):
+        message = f"{name} is one {type(given).__name__}; give a list of them"
+        raise ClientError(message)
 
 
 def _parts(entries: Sequence[str]) -> Iterator[slice]:
@@ -232,6 +249,7 @@ def _classify(
             for result in tree["results"]
         ]
 
+    _refuse_single(images, "images")
     urls = [_url(image) for image in images]
     return [
         _Call(
@@ -257,10 +275,19 @@ def _search(query: str | Image, options: Mapping[str, Any]) -> _Call[list[Found]
 
 def _caption(
     images: Sequence[Image], model: str | None, options: Mapping[str, Any]
-) -> _Call[list[str]]:
-    body = {"images": [_url(image) for image in images], "model": model, **options}
-    files = _files("images", images)
-    return _Call("POST", "/v1/caption", lambda tree: list(tree["captions"]), body, files)
+) -> list[_Call[list[str]]]:
+    _refuse_single(images, "images")
+    urls = [_url(image) for image in images]
+    return [
+        _Call(
+            "POST",
+            "/v1/caption",
+            lambda tree: list(tree["captions"]),
+            {"images": urls[part], "model": model, **options},
+            _files("images", images[part]),
+        )
+        for part in _parts(urls)
+    ]
 
 
 _MODELS: Final[_Call[list[str]]] = _Call(
@@ -285,6 +312,10 @@ def _files(field: str, inputs: Sequence[str | Image]) -> dict[str, Path]:
 def _wait_seconds(answer: httpx.Response) -> float:
     text = answer.headers.get("retry-after", "1")
     return min(float(text) if text.isdecimal() else 1.0, _LONGEST_WAIT)
+
+
+def _not_json(path: str, error: Exception) -> ClientError:
+    return ClientError(f"{path}: what was given cannot be sent as JSON ({error})")
 
 
 def _unreachable(url: httpx.URL, error: httpx.HTTPError) -> ClientError:

@@ -121,6 +121,18 @@ def test_refusals_are_told_in_the_servers_words(client: Client, tmp_path: Path) 
         bare.models()
 
 
+def test_what_no_request_can_hold_is_told_before_it_is_sent(client: Client) -> None:
+    with pytest.raises(ClientError, match="inputs is one str; give a list of them"):
+        client.embed("red")
+    with pytest.raises(ClientError, match=r"/v1/embeddings: what was given cannot be sent as JSON"):
+        client.embed(["\ud800"])
+    with pytest.raises(ClientError, match=r"/v1/search: what was given cannot be sent as JSON"):
+        client.search("red", filter={"year": {"gte": float("nan")}})
+    for key in ("schl\u00fcssel", "two\nlines"):
+        with pytest.raises(ClientError, match="characters that no header can carry"):
+            Client("http://127.0.0.1:1", key=key)
+
+
 def test_a_busy_server_is_asked_again_as_often_as_allowed_and_not_more() -> None:
     answers: list[int] = []
 
@@ -185,6 +197,7 @@ def test_search_says_the_same_with_a_server_and_without(
         alone = run(*options, "--bundle", bundle, "--index", tmp_path / "i")
         assert alone == run(*options, "--server", server.url)
         assert len(alone.splitlines()) == 2
+    assert run("search", pictures[1], "--where", "of=verbs", "--server", server.url) == alone
     # A text among pictures makes the ranking centred; here too, which it was not in process.
     note = Item(
         id="verbs-note", vector=encoder.encode_texts(["milk"])[0], modality="text", text="milk",

@@ -1,7 +1,7 @@
 """`vlm search`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 import yaml
@@ -14,9 +14,14 @@ from vlm.errors import ConfigError, DataError
 
 __all__ = ["search"]
 
+_IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+"""Of what cannot be meant as words."""
+
 
 def search(
-    query: Annotated[str | None, typer.Argument(help="What the pictures should show.")] = None,
+    query: Annotated[
+        str | None, typer.Argument(help="What the pictures should show, or an image file.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="Pictures like this one, instead.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 10,
     where: Annotated[
@@ -32,6 +37,8 @@ def search(
     if (query is None) == (image is None):
         message = "say what to look for: words, or --image FILE"
         raise ConfigError(message)
+    if query is not None and Path(query).suffix.lower() in _IMAGE_SUFFIXES:
+        image, query = Path(query), None
     wanted = _filter(where or [])
     asked = query if image is None else image
     assert asked is not None
