@@ -11,6 +11,7 @@ batch holds items of like cost, for they are all made as long as the longest.
 
 import asyncio
 import math
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -72,6 +73,7 @@ class MicroBatcher(Generic[ItemT]):
         self._queues: OrderedDict[str, deque[_Waiting[ItemT]]] = OrderedDict()
         self._workers: set[asyncio.Task[None] | None] = set()
         self._computing = 0
+        self._began: dict[int, float] = {}
         metrics = Metrics() if metrics is None else metrics
         self._queue_items = metrics.queue_items.labels(tower)
         self._batch_items = metrics.batch_items.labels(tower)
@@ -82,6 +84,12 @@ class MicroBatcher(Generic[ItemT]):
     def waiting(self) -> int:
         """Items in the queue now."""
         return sum(map(len, self._queues.values()))
+
+    @property
+    def computing_seconds(self) -> float:
+        """How long the longest of the batches that are being computed has been; 0 if none is."""
+        now = time.perf_counter()
+        return max((now - began for began in list(self._began.values())), default=0.0)
 
     async def rows(self, items: Sequence[ItemT]) -> np.ndarray:
         """One row an item, in order.
@@ -129,8 +137,13 @@ class MicroBatcher(Generic[ItemT]):
                 waiting.future.set_result(row)
 
     def _encoded(self, items: Sequence[ItemT]) -> np.ndarray:
-        with self._model_seconds.time():
-            rows = self._encode(items)
+        thread = threading.get_ident()
+        self._began[thread] = time.perf_counter()
+        try:
+            with self._model_seconds.time():
+                rows = self._encode(items)
+        finally:
+            del self._began[thread]
         if len(rows) != len(items):
             message = f"the model returned {len(rows)} rows for {len(items)} items"
             raise RuntimeError(message)

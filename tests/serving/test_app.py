@@ -103,6 +103,39 @@ def test_a_stuck_model_is_not_ready_and_a_full_queue_answers_503(
     asyncio.run(scenario())
 
 
+def test_a_stuck_batch_of_one_stream_is_not_ready_though_another_computes(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Encoder, "streams", 2)
+
+    async def scenario() -> None:
+        config = ServingSettings(bundle=bundle, index=tmp_path, ready_seconds=0.5)
+        async with application(config) as (app, client):
+            batcher = app.state.services.embedder()._texts
+            gate, entered = threading.Event(), threading.Event()
+            encode = batcher._encode
+
+            def gated(token_ids: Sequence[np.ndarray]) -> np.ndarray:
+                entered.set()
+                assert gate.wait(60)
+                return np.asarray(encode(token_ids))
+
+            monkeypatch.setattr(batcher, "_encode", gated)
+            running = asyncio.create_task(client.post("/v1/embeddings", json={"input": "a"}))
+            await asyncio.to_thread(entered.wait, 60)
+            while batcher.computing_seconds < 0.5:
+                await asyncio.sleep(0.01)
+            monkeypatch.setattr(batcher, "_encode", encode)
+            other = await client.post("/v1/embeddings", json={"input": "b"})
+            assert other.status_code == 200
+            assert (await client.get("/readyz")).status_code == 503
+            gate.set()
+            assert (await running).status_code == 200
+            assert (await client.get("/readyz")).status_code == 200
+
+    asyncio.run(scenario())
+
+
 def test_concurrent_requests_share_forward_passes_and_keep_their_own_answers(
     bundle: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

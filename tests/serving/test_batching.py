@@ -226,6 +226,25 @@ def test_streams_compute_at_once_and_each_takes_its_share() -> None:
     asyncio.run(scenario())
 
 
+def test_how_long_a_batch_is_computed_is_known_while_it_is() -> None:
+    """One stuck stream of two would go unseen by a check that the other one computes."""
+
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        batcher = batcher_of(encode, streams=2)
+        assert batcher.computing_seconds == 0
+        stuck = asyncio.create_task(batcher.rows([1]))
+        await a_batch_runs(encode)
+        while (first := batcher.computing_seconds) == 0:
+            await asyncio.sleep(0.001)
+        assert batcher.computing_seconds > first
+        encode.gate.set()
+        await stuck
+        assert batcher.computing_seconds == 0
+
+    asyncio.run(scenario())
+
+
 def test_an_item_that_comes_as_a_stream_ends_is_not_forgotten() -> None:
     async def scenario() -> None:
         encode = GatedEncoder()
