@@ -1,9 +1,6 @@
 """The wire format: what requests must look like, and what answers do."""
 
-import base64
-import binascii
 import json
-import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -17,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from serving.encoding import from_base64, without_data_url
 from serving.services.fetching import RemoteImage
 
 __all__ = [
@@ -47,7 +45,6 @@ Several = Annotated[list[ItemT], Field(fail_fast=True)]
 """The first that does not fit is told: a million of them would be a million messages."""
 _MAX_METADATA_BYTES = 16_384
 _MAX_METADATA_DEPTH = 32
-_DATA_URL = re.compile(r"^data:image/[\w.+-]+(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
 
 def _image_source(value: object) -> bytes | RemoteImage:
@@ -65,8 +62,8 @@ def _image_bytes(value: object) -> bytes:
         message = "must be base64 text, a data URL, or an uploaded file"
         raise ValueError(message)
     try:
-        return base64.b64decode(_DATA_URL.sub("", value, count=1), validate=True)
-    except binascii.Error as error:
+        return from_base64(without_data_url(value))
+    except ValueError as error:
         message = "neither base64 nor a data URL (data:image/png;base64,...)"
         raise ValueError(message) from error
 
@@ -150,8 +147,8 @@ class ClassifyRequest(_Schema):
     and `drawing` stand for several. Default: the label alone."""
     mode: Literal["exclusive", "independent"] | None = None
     """`exclusive`, the default: exactly one label holds. `independent`: any number may."""
-    top_k: int = Field(default=10, ge=1, le=1000)
-    """Most labels an image, best first."""
+    top_k: int = Field(default=10, ge=1)
+    """Most labels an image, best first; all of them, if there are fewer."""
     none_threshold: float | None = Field(default=None, ge=0, le=1)
     """Below this largest probability, an image shows none of the labels."""
     model: ModelName = None

@@ -5,8 +5,6 @@ that name a `binary_data_size`, in order. Elements of BYTES tensors are each pre
 length in 4 bytes, little-endian.
 """
 
-import base64
-import binascii
 import json
 import math
 import struct
@@ -15,8 +13,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, Protocol
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from serving.encoding import from_base64
 from serving.errors import BadInputError
 from serving.schemas import Several
 
@@ -41,6 +40,16 @@ class _Schema(BaseModel):
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
 
 
+def _not_numbers(value: object) -> object:
+    inner = value[0] if isinstance(value, list) and value else None
+    while isinstance(inner, list) and inner:
+        inner = inner[0]
+    if isinstance(inner, int | float):
+        message = "numbers are not understood; give texts, or image files in base64 (BYTES)"
+        raise ValueError(message)
+    return value
+
+
 class TensorIn(_Schema):
     """One input: texts, or image files."""
 
@@ -48,7 +57,7 @@ class TensorIn(_Schema):
     datatype: str
     shape: Several[Annotated[int, Field(ge=0)]] = Field(min_length=1, max_length=4)
     parameters: dict[str, Any] = {}
-    data: Several[str | Several[str]] | None = None
+    data: Annotated[Several[str | Several[str]] | None, BeforeValidator(_not_numbers)] = None
     """Texts, or image files in base64; left out where raw bytes follow the JSON."""
 
     @property
@@ -199,7 +208,10 @@ def _check(tensor: TensorIn, known: Sequence[str], seen: Mapping[str, object]) -
         message = f"input {tensor.name[:64]!r}: give each of {', '.join(known)} at most once"
         raise BadInputError(message)
     if tensor.datatype != "BYTES":
-        message = f"{tensor.name}: datatype {tensor.datatype[:64]!r}, expected BYTES"
+        message = (
+            f"{tensor.name}: datatype {tensor.datatype[:64]!r}, expected BYTES: "
+            f"image files as they are, and texts; the server prepares them itself"
+        )
         raise BadInputError(message)
 
 
@@ -207,9 +219,9 @@ def _from_json(tensor: TensorIn) -> list[bytes]:
     texts = [text for row in tensor.data or [] for text in ([row] if isinstance(row, str) else row)]
     try:
         if tensor.name == "image":
-            return [base64.b64decode(text, validate=True) for text in texts]
+            return [from_base64(text) for text in texts]
         return [text.encode() for text in texts]
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         message = f"{tensor.name}: images in JSON are base64, texts are Unicode ({error})"
         raise BadInputError(message) from error
 

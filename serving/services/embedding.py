@@ -1,7 +1,6 @@
 """Images and texts to unit rows, batched over all requests."""
 
 import asyncio
-import base64
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from PIL import Image
 
 from serving.batching import MicroBatcher
 from serving.caching import RowCache
+from serving.encoding import from_base64, is_data_url, without_data_url
 from serving.errors import BadInputError
 from serving.metrics import Metrics
 from serving.services.fetching import Fetcher, RemoteImage
@@ -218,9 +218,14 @@ class Embedder:
         """Run both towers on something small, ahead of the queues: a busy model is a sound one.
 
         Raises:
-            TimeoutError: If the model does not answer within `seconds`; None waits.
+            TimeoutError: If the model does not answer within `seconds`, or has computed for longer
+                on one batch, which of several streams is the one that is stuck; None waits.
             Exception: Whatever the model raises.
         """
+        longest = max(self._images.computing_seconds, self._texts.computing_seconds)
+        if seconds is not None and longest > seconds:
+            message = f"a batch has been computed for {longest:.0f} seconds"
+            raise TimeoutError(message)
         if self._check is None or self._check.done():  # a stuck model must not gather checks
             loop = asyncio.get_running_loop()
             self._check = loop.run_in_executor(self._device, self._run_both_towers)
@@ -297,16 +302,17 @@ def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 def is_image(entry: str | RemoteImage) -> bool:
     """Whether an input is to be read as an image; anything else is a text."""
-    return isinstance(entry, RemoteImage) or entry[:11].lower() == "data:image/"
+    if isinstance(entry, RemoteImage) or is_data_url(entry):
+        return True
+    return entry[:20].lstrip()[:11].lower() == "data:image/"
 
 
 def _data_url_bytes(text: str) -> bytes:
-    head, _, payload = text.partition(",")
-    if not head.endswith(";base64"):
+    if not is_data_url(text):
         message = "of the data URLs only base64 ones are understood (data:image/png;base64,...)"
         raise ValueError(message)
     try:
-        return base64.b64decode(payload, validate=True)
+        return from_base64(without_data_url(text))
     except ValueError as error:
         message = "the data URL is not valid base64"
         raise ValueError(message) from error

@@ -35,7 +35,7 @@ const classify = latest(async (signal) => {
   if (!stored && byId("template").value === "own" && !templates()[0].includes("{}")) {
     return say(status, "The wording has no {} where the label goes.", true);
   }
-  const body = { images: [picture], top_k: Math.min(labels.length, 1000) };
+  const body = { images: [picture], top_k: labels.length };
   Object.assign(
     body,
     stored

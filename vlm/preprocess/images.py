@@ -103,7 +103,8 @@ def decode_image(
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        message = f"the image is over the limit of {max_pixels} pixels ({error}); make it smaller"
+        # Pillow's own text names its own limit, which is none of ours.
+        message = f"the image is far over the limit of {max_pixels} pixels; make it smaller"
         raise DataError(message) from error
     except UnidentifiedImageError as error:  # its own text holds the address of an object
         message = f"not a readable image, of no known kind; allowed formats are {_ALLOWED}"

@@ -34,7 +34,11 @@ def refusal(client: TestClient, tree: Any, *, after: bytes = b"", size: str | No
         ({"inputs": [tensor(shape=[-1])]}, "body.inputs.0.shape.0"),
         ({"inputs": [tensor(shape=[2])]}, "text: shape [2] and 1 elements"),
         ({"inputs": [tensor(data=None)]}, "text: shape [1] and 0 elements"),
-        ({"inputs": [tensor(datatype="FP32")]}, "text: datatype 'FP32', expected BYTES"),
+        (
+            {"inputs": [tensor(datatype="FP32")]},
+            "text: datatype 'FP32', expected BYTES: image files as they are",
+        ),
+        ({"inputs": [tensor(datatype="FP32", data=[[0.5]])]}, "numbers are not understood"),
         ({"inputs": [tensor(name="sound")]}, "input 'sound'"),
         ({"inputs": [tensor(), tensor()]}, "at most once"),
         ({"inputs": [tensor(name="image", data=["%"])]}, "images in JSON are base64"),
