@@ -23,6 +23,8 @@ SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 _QUESTIONS: Final = re.compile(
     r"/v1/(classify|embeddings|similarity|search|caption)|/v2/models/[^/]+/infer"
 )
+_NO_KEY: Final = "this server asks for a key: Authorization: Bearer KEY"
+_NOT_KNOWN: Final = "the key that was sent is none of this server's"
 _ADMINISTRATION: Final = re.compile(r"/v1/models/.*")
 
 
@@ -85,7 +87,7 @@ class Access:
             return Refusal(403, detail)
         known = self._find(headers)
         if known is None:
-            return Refusal(401, "this server asks for a key: Authorization: Bearer KEY")
+            return Refusal(401, _NOT_KNOWN if _key(headers) else _NO_KEY)
         if scope not in known.key.scopes:
             has = ", ".join(known.key.scopes)
             return Refusal(403, f"this needs a key of scope {scope}; yours has {has}")

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -28,6 +28,7 @@ from vlm.errors import VlmError
 
 __all__ = ["GuardMiddleware", "problem_response"]
 
+_OPENAI_PATHS = ("/v1/embeddings", "/v1/models")
 _OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 _METHODS = (*SAFE_METHODS, "POST", "PUT", "PATCH", "DELETE")
 _HEADERS: Final = (
@@ -57,10 +58,13 @@ _log = logging.getLogger("serving")
 def problem_response(
     status: int, detail: str, scope: Scope, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """RFC 9457 problem details; under `/v2` with what the open inference protocol asks for."""
+    """RFC 9457 problem details, with what clients of other protocols look for.
+
+    That is an `error`: under `/v2` a text, where OpenAI's clients ask an object with a `message`.
+    """
     is_open_inference = scope["path"].startswith("/v2")
     status = 400 if is_open_inference and status == 422 else status
-    body = {
+    body: dict[str, Any] = {
         "type": "about:blank",
         "title": _phrase(status),
         "status": status,
@@ -69,6 +73,8 @@ def problem_response(
     }
     if is_open_inference:
         body["error"] = detail
+    elif scope["path"].startswith(_OPENAI_PATHS):
+        body["error"] = {"message": detail, "type": body["title"], "param": None, "code": None}
     merged = {**_HEADERS_OF_STATUS.get(status, {}), **(headers or {})}
     return JSONResponse(body, status, merged, media_type="application/problem+json")
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from serving.errors import BadInputError
 from serving.routes.bodies import body_schema, parse_body
@@ -43,6 +43,18 @@ class ImagePart(BaseModel):
 ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
+def _not_token_ids(value: object) -> object:
+    """What OpenAI's own models take besides texts: numbers of a tokenizer that is not this one."""
+    inner = value[0] if isinstance(value, list) and value else None
+    if isinstance(inner, int) or (isinstance(inner, list) and inner and isinstance(inner[0], int)):
+        message = (
+            "token ids are not understood, since each model has its own; send the texts "
+            "(LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False)"
+        )
+        raise ValueError(message)
+    return value
+
+
 class EmbeddingsRequest(BaseModel):
     """As OpenAI's; strings that are data URLs of images are embedded as images.
 
@@ -52,7 +64,10 @@ class EmbeddingsRequest(BaseModel):
     # Clients send fields that do not matter here.
     model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
 
-    input: Text | ContentPart | Annotated[Several[Text | ContentPart], Field(min_length=1)]
+    input: Annotated[
+        Text | ContentPart | Annotated[Several[Text | ContentPart], Field(min_length=1)],
+        BeforeValidator(_not_token_ids),
+    ]
     model: ModelName = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None

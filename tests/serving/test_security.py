@@ -147,6 +147,9 @@ def test_anything_else_is_asked_for_a_key(header: str | None) -> None:
     client = guarded(api_key_sha256=[DIGEST])
     answer = client.post("/count", headers={"authorization": header} if header else {})
     assert answer.status_code == 401
+    sent = header in ("Bearer wrong", f"Bearer {DIGEST}")
+    said = "the key that was sent is none of this server's" if sent else "asks for a key"
+    assert said in answer.json()["detail"]
     assert "Basic" in answer.headers["www-authenticate"]
     assert client.get("/healthz").status_code == 200
 

@@ -36,6 +36,17 @@ def test_the_scheme_of_a_data_url_is_of_any_case(client: TestClient) -> None:
     assert first == second
 
 
+def test_a_data_url_is_an_image_whatever_its_type_or_blanks_before_it_say(
+    client: TestClient,
+) -> None:
+    """Such were embedded as words."""
+    url = data_url(picture("blue"))
+    others = [" " + url, url.replace("image/png", "application/octet-stream")]
+    answer = client.post("/v1/embeddings", json={"input": [url, *others, "data: of 2019"]}).json()
+    first, second, third, words = (entry["embedding"] for entry in answer["data"])
+    assert first == second == third != words
+
+
 def test_a_text_is_tokenized_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was tokenized again to count what it cost."""
     tokenized: list[str] = []
@@ -64,7 +75,10 @@ def test_base64_embeddings_are_the_same_floats(client: TestClient) -> None:
     [
         ({}, "body.input"),
         ({"input": []}, "body.input"),
-        ({"input": [[1, 2]]}, "body.input"),
+        ({"input": [{}]}, "body.input"),
+        ({"input": [320, 736]}, "body.input: token ids are not understood"),
+        ({"input": [[320, 736], [1]]}, "body.input: token ids are not understood"),
+        ({"input": ["data:text/plain;base64,YQ=="]}, "input.0: not a readable image"),
         ({"input": "x", "encoding_format": "hex"}, "body.encoding_format"),
         ({"input": "x", "dimensions": 7}, "dimensions: this model has 16, found 7"),
         ({"input": ["x", "data:image/png,plain"]}, "input.1: of the data URLs only base64"),
