@@ -12,7 +12,7 @@ from serving.routes.state import ServicesDep, refuse_more_than
 from serving.schemas import ClassIn, ImageBytes, ModelName, Several, Text
 from serving.services.calibration import LabelledImage, fit_calibration
 from serving.services.classification import check_mode
-from serving.services.label_sets import Calibration, LabelSet
+from serving.services.label_sets import Calibration, LabelSet, check_weights
 
 __all__ = ["CalibrateRequest", "LabelSetRequest", "router"]
 
@@ -110,10 +110,12 @@ async def get(name: str, services: ServicesDep) -> LabelSetOut:
 async def put(name: str, request: Request, services: ServicesDep) -> LabelSetOut:
     """Store a set, replacing one of that name; on disk when this is answered."""
     body = await parse_body(request, LabelSetRequest)
-    check_mode(body.mode, *(model.info for model in services.registry.served()))
+    infos = [model.info for model in services.registry.served()]
+    check_mode(body.mode, *infos)
     label_set = label_set_of(body.classes, body.templates, body.mode, services).model_copy(
         update={"none_threshold": body.none_threshold}
     )
+    check_weights(label_set.classes, *infos)
     kept = await asyncio.to_thread(with_kept_images, label_set, services)
     return _out(name, await services.label_sets.put(name, kept))
 

@@ -1,5 +1,6 @@
 """Zero-shot classification of images among classes."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,8 +76,12 @@ class Verdict:
 
 
 def check_labels(labels: Sequence[str], place: str) -> None:
-    """Raise BadInputError if two are equal: they would share what is one label's probability."""
-    doubled = [label for label, count in Counter(labels).items() if count > 1]
+    """Raise BadInputError if two are equal: they would share what is one label's probability.
+
+    Blanks and the form of Unicode make no difference, as they make none to a tokenizer.
+    """
+    seen = Counter(unicodedata.normalize("NFC", " ".join(label.split())) for label in labels)
+    doubled = [label for label, count in seen.items() if count > 1]
     if doubled:
         message = f"{place}: the label {min(doubled)[:64]!r} is given twice"
         raise BadInputError(message)

@@ -26,7 +26,7 @@ from vlm.files import write_text_whole
 from vlm.inference import BundleInfo, normalised
 from vlm.inference.temperature import TEMPERATURE_RANGE
 
-__all__ = ["Calibration", "LabelClass", "LabelSet", "LabelSets", "check_label_set"]
+__all__ = ["Calibration", "LabelClass", "LabelSet", "LabelSets", "check_label_set", "check_weights"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REMEMBERED: Final = 64
@@ -71,11 +71,21 @@ class Calibration(Config):
         """What to make of it, where the sample did not settle the temperature."""
         low, high = TEMPERATURE_RANGE
         if 1.01 * low < self.temperature < 0.99 * high:
-            return None
+            return self._note_on_error
         found = "hardly a mistake" if self.temperature < 1 else "hardly anything right"
         return (
             f"temperature {self.temperature:.2f} is a limit of its range, {low:g} to {high:g}: the "
             f"sample holds {found}, and says little of how sure to be; calibrate with more images"
+        )
+
+    @property
+    def _note_on_error(self) -> str | None:
+        if self.ece_after <= self.ece_before:
+            return None
+        return (
+            f"the calibration error rose from {self.ece_before:.3f} to {self.ece_after:.3f}: what "
+            f"is fitted is the likelihood, and {self.num_samples} samples may be too few for both; "
+            f"calibrate with more images"
         )
 
 
@@ -232,19 +242,24 @@ def check_label_set(label_set: LabelSet) -> None:
             prompts_of(c.label, label_set.templates)
 
 
+def check_weights(classes: Sequence[LabelClass], *infos: BundleInfo) -> None:
+    """Raise BadInputError where none of some models can compare words with images, as these ask."""
+    weights = {c.image_weight if c.images else 0.0 for c in classes}
+    if len(weights) > 1 and all(info.modality_means is None for info in infos):
+        message = (
+            "classes lean on images by different weights, and this model's bundle has no modality "
+            "means to compare them by; give images to all classes, with one weight, or to none"
+        )
+        raise BadInputError(message)
+
+
 async def _class_rows(label_set: LabelSet, embedder: Embedder) -> np.ndarray:
     """One unit row a class, [class dim]."""
     classes = label_set.classes
     words, pictures = await asyncio.gather(
         _word_rows(label_set, embedder), _picture_rows(classes, embedder)
     )
-    weights = {c.image_weight if c.images else 0.0 for c in classes}
-    if len(weights) > 1 and embedder.info.modality_means is None:
-        message = (
-            "classes lean on images by different weights, and this model's bundle has no modality "
-            "means to compare them by; give images to all classes, with one weight, or to none"
-        )
-        raise BadInputError(message)
+    check_weights(classes, embedder.info)
     mixed = []
     for c, word, picture in zip(classes, words, pictures, strict=True):
         weight = c.image_weight if c.images else 0.0

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from serving.app import create_app
+from serving.services.label_sets import Calibration
 from serving.settings import ServingSettings
 from tests.serving.wire import data_url, picture, problem
 from tests.support import COLOURS, drawing, tiny_bundle
@@ -128,15 +129,17 @@ def test_words_beside_images_need_to_know_where_the_modalities_lie(
     client: TestClient, encoder: Encoder, tmp_path: Path
 ) -> None:
     classes = ["red", {"label": "blue", "images": [data_url(picture("blue"))], "image_weight": 1}]
-    put(client, "both", classes=classes)
-    said = problem(client.post("/v1/classify", json=body(label_set="both")), 422)
-    assert "no modality means" in said
+    refused = client.put(f"{SETS}/both", json={"classes": classes})
+    assert "no modality means" in problem(refused, 422)
     means: dict[str, Any] = {"image": [0.1] * 16, "text": [-0.2] * 16, "num_pairs": 9}
     tree = json.loads((tmp_path / "models/other/bundle.json").read_text())
     (tmp_path / "models/other/bundle.json").write_text(
         json.dumps({**tree, "modality_means": means})
     )
     client.post("/v1/models/other/load")
+    put(client, "both", classes=classes)  # one of the models can answer
+    said = problem(client.post("/v1/classify", json=body(label_set="both")), 422)
+    assert "no modality means" in said
     other = Encoder.load(tmp_path / "models/other")
     moved = normalised(other.encode_images([drawing("blue", "circle")]) - 0.3)[0]
     found = scores(classify(client, label_set="both", model="other"))
@@ -211,11 +214,22 @@ def test_a_sample_without_a_mistake_is_said_to_settle_no_temperature(client: Tes
     assert answer["note"] is None
 
 
+def test_a_calibration_that_made_the_error_worse_says_so() -> None:
+    found = Calibration(
+        temperature=1.2, none_threshold=None, mode="exclusive", num_samples=8, num_none=0,
+        accuracy=0.5, ece_before=0.1, ece_after=0.25,
+    )  # fmt: skip
+    assert found.note is not None
+    assert "rose from 0.100 to 0.250" in found.note
+    assert found.model_copy(update={"ece_after": 0.1}).note is None
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"classes": []}, "body.classes"),
         ({"classes": ["red", "red"]}, "the label 'red' is given twice"),
+        ({"classes": ["caf\u00e9", " cafe\u0301"]}, "the label 'caf\u00e9' is given twice"),
         ({"templates": ["no place"]}, "is not the name of some: plain, photo, drawing"),
         ({"classes": ["x" * 2001]}, "2001 characters"),
         ({"classes": [str(n) for n in range(2001)]}, "2001 prompts"),
