@@ -181,7 +181,7 @@ class _Bench:
             if _exported(name) != "fp32":
                 found = str(error) if folder.is_dir() else "no exported runtime"  # without paths
                 way = f"vlm export BUNDLE --runtime openvino --precision {_OPENVINO[name]}"
-                message = f"{found}; make it: {way}"
+                message = f"{found} (looked for in `runtimes` beside it, or set); make it: {way}"
                 raise BundleError(message) from error
             self.export(name)
         return OpenVinoRuntime(folder, precision=_OPENVINO[name], streams=streams)
