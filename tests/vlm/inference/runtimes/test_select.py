@@ -145,8 +145,8 @@ def test_what_is_fitted_takes_part_only_once_it_was_exported(
     name = runtime_name(f"openvino-{precision}")
     bench = _Bench(bundle, device="cpu", cache=tmp_path)
     assert bench.judge(name).refused == (
-        "no exported runtime; make it: vlm export BUNDLE --runtime openvino --precision "
-        + precision
+        "no exported runtime (looked for in `runtimes` beside it, or set); make it: "
+        f"vlm export BUNDLE --runtime openvino --precision {precision}"
     )
     pairs = drawn_calibration(bundle.info.image, count=40)
     figures = export_runtime(name, bundle, cache=tmp_path, calibration=pairs)
