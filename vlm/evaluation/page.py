@@ -8,7 +8,6 @@ import jinja2
 
 from vlm.evaluation.config import EvaluationConfig
 from vlm.evaluation.examples import caption_examples, changes, mistakes, queries
-from vlm.evaluation.plots import modality_maps, recall_plot, reliability_plot
 from vlm.evaluation.run import Comparison, Evaluation, Evidence
 from vlm.evaluation.tasks import (
     ArithmeticTask,
@@ -85,6 +84,13 @@ def _by_kind(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
 
 def _plots(evaluation: Evaluation, config: EvaluationConfig, evidence: Evidence) -> dict[str, Any]:
     """What is drawn, by name of the task."""
+    # matplotlib takes half a second, and each process that trains imports this module.
+    from vlm.evaluation.plots import (  # noqa: PLC0415 - as said above
+        modality_maps,
+        recall_plot,
+        reliability_plot,
+    )
+
     retrieval = {
         task.label: evidence.outcomes[key]
         for key, task in config.by_key()
