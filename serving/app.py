@@ -1,5 +1,6 @@
 """The application: settings in, FastAPI out. Nothing happens before its lifespan starts."""
 
+import asyncio
 import http
 import logging
 import os
@@ -28,7 +29,7 @@ from serving.routes.label_sets import CalibrateRequest, LabelSetRequest
 from serving.routes.pages import static_mounts
 from serving.routes.state import Services
 from serving.routes.tensors import InferRequest
-from serving.schemas import ItemsRequest, Problem, SearchRequest
+from serving.schemas import DeleteRequest, ItemsRequest, Problem, SearchRequest
 from serving.security import GuardMiddleware, problem_response
 from serving.services.collections import Collections
 from serving.services.label_sets import LabelSets
@@ -50,6 +51,7 @@ _HIDDEN_SCHEMAS = (
     EmbeddingsRequest,
     LabelSetRequest,
     CalibrateRequest,
+    DeleteRequest,
 )
 _STATUS: dict[type[Exception], int] = {
     BadInputError: 422,
@@ -139,7 +141,7 @@ def _lifespan(
             yield
         finally:
             await collections.close()
-            registry.workers.close()
+            await asyncio.to_thread(registry.workers.close)  # last answers go out meanwhile
             if tracing is not None:
                 tracing.close()
 

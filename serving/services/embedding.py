@@ -25,7 +25,7 @@ from vlm.preprocess import Pixels, decode_image
 __all__ = ["Embedder", "Picture", "is_image", "make_thumbnail"]
 
 _THUMBNAIL_SIDE = 128
-_TOKENIZED_AT_ONCE = 4000
+_TOKENIZED_AT_ONCE = 1000
 """Characters that take less time than a thread needs to begin."""
 
 
@@ -70,7 +70,7 @@ class Embedder:
         self._fetcher = None if remote is None else Fetcher(remote)
         self._decode_seconds = metrics.stages.labels("decode")
         self._max_pixels = settings.max_image_pixels
-        self._decoders = workers.decoders
+        self._decoding = workers.decoding
         self._device = workers.device(encoder.streams)
         self._check: asyncio.Future[None] | None = None
         self._images: MicroBatcher[np.ndarray] = MicroBatcher(
@@ -128,10 +128,9 @@ class Embedder:
         """
         if not files:
             return []
-        loop = asyncio.get_running_loop()
         local = await asyncio.gather(*(self._local(field, file) for field, file in files.items()))
         tasks = [
-            loop.run_in_executor(self._decoders, self._prepare_one, field, data, thumbnails, pixels)
+            self._decoding.run(self._prepare_one, field, data, thumbnails, pixels)
             for field, data in zip(files, local, strict=True)
         ]
         with stage("decode", files=len(files)):
@@ -211,8 +210,7 @@ class Embedder:
         """Of each text its token ids without padding, start and end marks included."""
         if sum(map(len, texts)) <= _TOKENIZED_AT_ONCE:
             return self._tokenized(texts)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, self._tokenized, texts)
+        return await self._decoding.run(self._tokenized, texts)
 
     async def check(self, *, seconds: float | None) -> None:
         """Run both towers on something small, ahead of the queues: a busy model is a sound one.
@@ -242,7 +240,8 @@ class Embedder:
             return await self._fetcher.fetch(field, file.url)
 
     def _tokenized(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [row[row != 0] for row in self._encoder.tokenize(texts)] if texts else []
+        # Padding is behind the end mark, which is never 0; before it, 0 may be a token, `!`.
+        return [np.trim_zeros(row, "b") for row in self._encoder.tokenize(texts)] if texts else []
 
     def _stacked(self, rows: Sequence[np.ndarray | None]) -> np.ndarray:
         known = [row for row in rows if row is not None]

@@ -2,6 +2,8 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+from serving.turns import Turns
+
 __all__ = ["Workers"]
 
 
@@ -13,7 +15,9 @@ class Workers:
     """
 
     def __init__(self, decode_threads: int) -> None:
-        self.decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self.decoding = Turns(self._decoders, decode_threads)
+        """Clients take turns in the threads that decode."""
         self._devices: dict[int, ThreadPoolExecutor] = {}
 
     def device(self, streams: int) -> ThreadPoolExecutor:
@@ -23,6 +27,6 @@ class Workers:
         return self._devices[streams]
 
     def close(self) -> None:
-        """Finish what is running and end the threads."""
-        for executor in (self.decoders, *self._devices.values()):
-            executor.shutdown()
+        """Finish what is running, forget what was not begun, and end the threads."""
+        for executor in (self._decoders, *self._devices.values()):
+            executor.shutdown(cancel_futures=True)

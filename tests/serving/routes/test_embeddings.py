@@ -47,6 +47,16 @@ def test_a_data_url_is_an_image_whatever_its_type_or_blanks_before_it_say(
     assert first == second == third != words
 
 
+@pytest.mark.parametrize("text", ["stop!~", "!-) smile", "cat !@#", "wow!(apple)!", "!", "red!"])
+def test_exclamation_marks_within_a_text_are_no_padding(
+    client: TestClient, encoder: Encoder, text: str
+) -> None:
+    """Their token within a word is 0, and was dropped."""
+    answer = client.post("/v1/embeddings", json={"input": ["red", text]}).json()
+    row = np.array(answer["data"][1]["embedding"], np.float32)
+    assert np.abs(row - encoder.encode_texts([text])[0]).max() < 1e-5
+
+
 def test_a_text_is_tokenized_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was tokenized again to count what it cost."""
     tokenized: list[str] = []
