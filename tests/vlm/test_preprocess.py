@@ -22,6 +22,7 @@ from vlm.preprocess import (
     stack_images,
     trim_padding,
 )
+from vlm.preprocess.byte_pairs import merged_pieces
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -84,6 +85,21 @@ def test_exif_orientation_is_honoured() -> None:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=exif)
     assert decode_image(buffer.getvalue()).shape == (8, 4, 3)
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
+    """Two hundred scans over 49 megapixels, in 207 KB, took a minute, and more take days."""
+    buffer = io.BytesIO()
+    Image.new("L", (2048, 2048), 128).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data[data.rindex(b"\xff\xda") : -2]
+    sound = data[:-2] + 20 * last + data[-2:]
+    assert decode_image(sound).shape == (2048, 2048, 3)  # it is not large
+    with pytest.raises(DataError, match="scans, at most 16 at its size; save it again"):
+        decode_image(sound, max_pixels=2048 * 2048)
+    scans = data.count(b"\xff\xda") + 300
+    with pytest.raises(DataError, match=f"the JPEG has {scans} scans, at most 190 at its size"):
+        decode_image(data[:-2] + 300 * last + data[-2:])
 
 
 @pytest.mark.parametrize("side", [8_000, 20_000])
@@ -225,8 +241,26 @@ def test_many_odd_words_do_not_grow_the_memory_without_end(
     tokenize = build_tokenizer(TokenizerConfig(context_length=12))
     captions = [f"word{number}x{number}" for number in range(50)]
     assert torch.equal(tokenize(captions), REFERENCE(captions))
-    remembered = tokenize.args[1]  # type: ignore[attr-defined]  # of the partial that it is
+    remembered = tokenize.args[2]  # type: ignore[attr-defined]  # of the partial that it is
     assert len(remembered) <= 10
+
+
+@given(letters=st.text("ab!", min_size=1, max_size=40) | st.text("etaoinshr", min_size=1))
+@settings(deadline=None)
+def test_pieces_of_a_word_are_those_of_open_clip(letters: str) -> None:
+    expected = REFERENCE.bpe(letters).split(" ")
+    assert merged_pieces(REFERENCE.bpe_ranks, letters) == expected
+
+
+def test_a_long_word_and_the_marks_are_tokenized_as_by_open_clip() -> None:
+    """Pairs were looked for anew after each merge: a word of 2,000 letters took a second."""
+    generator = np.random.default_rng(0)
+    word = "".join(generator.choice([*"etaoinshrdlu"], 400))
+    whole = build_tokenizer(TokenizerConfig(context_length=400))
+    assert torch.equal(whole([word]), SimpleTokenizer(context_length=400)([word]))
+    assert whole([word * 40]).shape == (1, 400)  # 16,000 letters
+    marks = ["<start_of_text> a <end_of_text>"] * 2
+    assert torch.equal(OURS(marks), REFERENCE(marks))
 
 
 def test_trimming_cuts_no_end_mark_of_a_caption_with_the_token_0_inside() -> None:

@@ -34,6 +34,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _ALLOWED = ", ".join(_FORMATS)
 _MODES_WITH_ALPHA = ("RGBA", "LA", "PA")
 _ORIENTATION = 0x0112
+_MOST_SCANS = 16
+"""Of a JPEG that is as large as allowed; of a smaller one as many more."""
 _MAX_ASPECT = 64
 """Of what is scaled; the centre crop keeps 1."""
 
@@ -82,7 +84,8 @@ def decode_image(
         min_side: A JPEG may be decoded at 1/2, 1/4 or 1/8 if no side falls below this.
 
     Raises:
-        DataError: If the bytes are no such image, are truncated, or exceed `max_pixels`.
+        DataError: If the bytes are no such image, are truncated, exceed `max_pixels`, or take many
+            times as long to decode as others of their size.
     """
     try:
         with warnings.catch_warnings():
@@ -96,6 +99,7 @@ def decode_image(
                     f"over the limit of {max_pixels}; make it smaller"
                 )
                 raise DataError(message)
+            _refuse_endless_scans(image, data, max_pixels)
             pixels = _plain_jpeg(image, data, min_side)
             if pixels is None:
                 pixels = np.array(flatten_image(ImageOps.exif_transpose(image)))
@@ -116,6 +120,22 @@ def decode_image(
             f"allowed formats are {_ALLOWED}"
         )
         raise DataError(message) from error
+
+
+def _refuse_endless_scans(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Raise DataError for a JPEG that goes over its pixels so often that decoding takes minutes.
+
+    A progressive one has some ten scans, each of which may touch every pixel; a few bytes make one
+    more. Within a scan 0xFF never stands before 0xDA, so what is counted are scans, and those of
+    small pictures in the metadata.
+    """
+    if image.format != "JPEG":
+        return
+    scans, pixels = data.count(b"\xff\xda"), image.size[0] * image.size[1]
+    most = max(_MOST_SCANS, _MOST_SCANS * max_pixels // max(pixels, 1))
+    if scans > most:
+        message = f"the JPEG has {scans} scans, at most {most} at its size; save it again"
+        raise DataError(message)
 
 
 def decode_picture(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -14,6 +14,7 @@ from pydantic import Field, Tag
 from torch import Tensor
 
 from vlm.config import Config, type_or
+from vlm.preprocess.byte_pairs import merged_pieces
 from vlm.preprocess.huggingface_tokens import (
     TOKENIZER_FILES,
     HuggingFaceTokenizerConfig,
@@ -36,7 +37,8 @@ __all__ = [
 
 _MERGES: Final = "bpe_simple_vocab_16e6.txt.gz"
 
-_WORDS_REMEMBERED = 65_536
+_WORDS_REMEMBERED: Final = 65_536
+_LONGEST_REMEMBERED: Final = 64
 
 
 class TokenizerConfig(Config):
@@ -64,7 +66,10 @@ def build_tokenizer(config: TokenizerConfig | HuggingFaceTokenizerConfig) -> Tok
     """
     if isinstance(config, HuggingFaceTokenizerConfig):
         return build_huggingface_tokenizer(config)
-    return partial(_tokenize, _simple(config), {}, config.context_length)
+    tokenizer = _simple(config)
+    # open_clip keeps the marks, which are no words, where it keeps the words that it has seen.
+    marks = {mark: [tokenizer.encoder[mark]] for mark in tokenizer.cache}
+    return partial(_tokenize, tokenizer, marks, {}, config.context_length)
 
 
 def build_detokenizer(
@@ -128,14 +133,20 @@ def _simple(config: TokenizerConfig) -> Any:
 
 
 def _tokenize(
-    tokenizer: Any, remembered: dict[str, list[int]], context_length: int, captions: list[str]
+    tokenizer: Any,
+    marks: Mapping[str, list[int]],
+    remembered: dict[str, list[int]],
+    context_length: int,
+    captions: list[str],
 ) -> Int64[Tensor, "batch token"]:
     ids = np.zeros((len(captions), context_length), dtype=np.int64)
     for row, caption in zip(ids, captions, strict=True):
         words = tokenizer.pat.findall(_cleaned(caption, tokenizer.clean_fn))
         tokens = [tokenizer.sot_token_id]
         for word in words:
-            known = remembered.get(word)
+            if len(tokens) >= context_length:
+                break  # what follows is cut
+            known = marks.get(word) or remembered.get(word)
             tokens += _remember(tokenizer, remembered, word) if known is None else known
         del tokens[context_length - 1 :]
         tokens.append(tokenizer.eot_token_id)
@@ -159,11 +170,12 @@ def _cleaned(caption: str, clean: Callable[[str], str]) -> str:
 
 def _remember(tokenizer: Any, remembered: dict[str, list[int]], word: str) -> list[int]:
     """Token ids of a word; no stream of odd words makes the memory grow without end."""
+    letters = [tokenizer.byte_encoder[byte] for byte in word.encode()]
+    found = [tokenizer.encoder[piece] for piece in merged_pieces(tokenizer.bpe_ranks, letters)]
+    if len(word) > _LONGEST_REMEMBERED:
+        return found
     if len(remembered) >= _WORDS_REMEMBERED:
         remembered.clear()
-        tokenizer.cache.clear()
-    letters = "".join(tokenizer.byte_encoder[byte] for byte in word.encode())
-    found = [tokenizer.encoder[piece] for piece in tokenizer.bpe(letters).split(" ")]
     remembered[word] = found
     return found
 
