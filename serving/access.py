@@ -25,7 +25,7 @@ _QUESTIONS: Final = re.compile(
 )
 _NO_KEY: Final = "this server asks for a key: Authorization: Bearer KEY"
 _NOT_KNOWN: Final = "the key that was sent is none of this server's"
-_ADMINISTRATION: Final = re.compile(r"/v1/models/.*")
+_ADMINISTRATION: Final = re.compile(r"/v1/models/.*", re.DOTALL)
 
 
 def scope_of(method: str, path: str) -> Scope:

@@ -55,4 +55,5 @@ def configure_logging(log_format: Literal["text", "json"]) -> None:
         else TextFormatter("%(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log whole addresses

@@ -51,6 +51,7 @@ _HEADERS_OF_STATUS = {
     503: {"retry-after": "1"},
 }
 _TIMEOUT: Final = "x-request-timeout"
+_ENDING: Final = Refusal(503, "the server ended before this was done; ask another, or later")
 _GONE: Final = Refusal(499, "the client hung up")
 _log = logging.getLogger("serving")
 
@@ -237,8 +238,8 @@ def _given_up(exchange: Exchange, seconds: float | None) -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        if exchange.refusal is None:  # the server itself is being ended
-            raise
+        if exchange.refusal is None:
+            exchange.refusal = _ENDING
         task.uncancel()
     finally:
         left.cancel()

@@ -23,8 +23,12 @@ _WORDS: Final = {
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
 }
+_MOST_CLAUSES: Final = 16
+_LONGEST: Final = 400
+"""Characters of a place, or of what must stand there: keys are what a client made up."""
 _BRANCH: Final = re.compile(
-    r".*\[.*|constrained-\w+|str|int|float|bool|bytes|[A-Z]\w*(In|Part|Url|Request)"
+    r"(list|tuple|dict|set|union|tagged-union|nullable|function-\w+|lax-or-strict)\[.*|"
+    r"constrained-\w+|str|int|float|bool|bytes|[A-Z]\w*(In|Part|Url|Request)"
 )
 """Parts of a place that name which alternative of a schema was tried."""
 
@@ -53,10 +57,15 @@ def in_words(details: Sequence[Mapping[str, Any]]) -> str:
             if len(place) == deepest:
                 by_place.setdefault(place, []).append(words)
         clauses += [
-            f"{'.'.join(place)}: {' or '.join(dict.fromkeys(words))}"
+            f"{_shortened('.'.join(place))}: {_shortened(' or '.join(dict.fromkeys(words)))}"
             for place, words in by_place.items()
         ]
-    return "; ".join(clauses)
+    more = len(clauses) - _MOST_CLAUSES
+    return "; ".join(clauses[:_MOST_CLAUSES] + ([f"and {more} more"] if more > 0 else []))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _is_branch(part: str) -> bool:
@@ -67,7 +76,7 @@ def _words(detail: Mapping[str, Any]) -> str:
     kind, message = str(detail["type"]), str(detail["msg"])
     if kind == "union_tag_not_found":
         return f"must be an object with a {detail['ctx']['discriminator']}"
-    plain = message.removeprefix("Value error, ").removesuffix(" after validation")
+    plain = message.removeprefix("Value error, ").replace(" after validation", "")
     return _WORDS.get(
         kind,
         re.sub(r"^(Input|String|List|Tuple|Dictionary|Value|Data|Bytes) should ", "must ", plain),

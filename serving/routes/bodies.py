@@ -2,14 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from email.message import Message
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 __all__ = ["body_schema", "parse_body", "where_it_pays"]
@@ -123,7 +124,7 @@ async def _form(
 ) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     _refuse_if_cut(await request.body(), request.headers["content-type"])
-    async with request.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS) as form:
+    async with _parsed_form(request) as form:
         for name, value in form.multi_items():
             plain = await value.read() if isinstance(value, UploadFile) else value
             if name in lists:
@@ -133,6 +134,19 @@ async def _form(
             else:
                 tree[name] = plain
     return tree
+
+
+@asynccontextmanager
+async def _parsed_form(request: Request) -> AsyncIterator[FormData]:
+    try:
+        form = await request.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS)
+    except UnicodeError as error:  # a charset such as punycode, which fits no names of fields
+        detail = "the charset of the upload does not fit its fields; send UTF-8"
+        raise HTTPException(415, detail) from error
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def _refuse_if_cut(body: bytes, content_type: str) -> None:

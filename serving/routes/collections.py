@@ -1,11 +1,12 @@
 """`/v1/collections`: what can be searched, how well, and under which names."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.routes.bodies import body_schema, parse_body
 from serving.routes.state import ServicesDep
 from serving.schemas import ModelName
 from serving.services.collections import Collection
@@ -105,13 +106,14 @@ async def get_collection(name: str, services: ServicesDep) -> CollectionOut:
     return await _described(await services.collections.get(name))
 
 
-@router.put("/{name}")
-async def create_collection(
-    name: str, services: ServicesDep, body: Annotated[NewCollection | None, Body()] = None
-) -> CollectionOut:
+@router.put(
+    "/{name}",
+    openapi_extra={"requestBody": {**body_schema(NewCollection)["requestBody"], "required": False}},
+)
+async def create_collection(name: str, request: Request, services: ServicesDep) -> CollectionOut:
     """Make an empty collection; the one there is stays as it is."""
-    model = None if body is None else body.model
-    return await _described(await services.collections.create(name, model))
+    body = await parse_body(request, NewCollection) if await request.body() else NewCollection()
+    return await _described(await services.collections.create(name, body.model))
 
 
 @router.delete("/{name}", status_code=204)
@@ -128,9 +130,10 @@ async def measure_collection(name: str, services: ServicesDep) -> CollectionOut:
     return await _described(collection)
 
 
-@router.put("/{name}/alias")
-async def point_alias(name: str, body: AliasIn, services: ServicesDep) -> CollectionsOut:
+@router.put("/{name}/alias", openapi_extra=body_schema(AliasIn))
+async def point_alias(name: str, request: Request, services: ServicesDep) -> CollectionsOut:
     """Make a name stand for a collection, from the next request on."""
+    body = await parse_body(request, AliasIn)
     await services.collections.point(name, body.collection)
     return await list_collections(services)
 

@@ -88,11 +88,12 @@ async def list_items(
     return ItemsPage(items=listed, next=last, total=await retriever.count(where))
 
 
-@router.post("/delete")
+@router.post("/delete", openapi_extra=body_schema(DeleteRequest))
 async def delete_items(
-    body: DeleteRequest, services: ServicesDep, collection: CollectionName = None
+    request: Request, services: ServicesDep, collection: CollectionName = None
 ) -> DeletedItems:
     """Remove items by their ids, or all that fulfil a filter; those that are not there count 0."""
+    body = await parse_body(request, DeleteRequest)
     retriever = await services.retriever(collection, to_write=True)
     if body.ids is not None:
         return DeletedItems(deleted=await retriever.delete_many(body.ids))

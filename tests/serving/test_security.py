@@ -232,6 +232,34 @@ def test_a_client_that_hangs_up_ends_what_was_done_for_it() -> None:
     asyncio.run(scenario())
 
 
+def test_what_is_not_done_as_the_server_ends_is_answered_503() -> None:
+    """It was a defect with a traceback in the log."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(60)
+
+    async def scenario() -> None:
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        sent: list[Message] = []
+        guard = GuardMiddleware(app, ServingSettings())
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/x",
+            "headers": [(b"host", b"localhost")],
+        }
+        task = asyncio.create_task(guard(scope, asyncio.Event().wait, send))  # type: ignore[arg-type] # nobody sends
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait_for(task, 30)
+        assert sent[0]["status"] == 503
+        assert b"the server ended" in sent[1]["body"]
+
+    asyncio.run(scenario())
+
+
 def keyed(**more: object) -> TestClient:
     keys = [
         {"name": "asks", "sha256": sha("r"), "requests_per_minute": 60, "burst": 2},
@@ -258,6 +286,7 @@ def sha(key: str) -> str:
         ("POST", "/v1/label-sets/x/calibrate", "write"),
         ("POST", "/v1/models/x/load", "admin"),
         ("POST", "/v1/models/x/unload", "admin"),
+        ("POST", "/v1/models/x\n/unload", "admin"),
         ("POST", "/v1/models/x/anything", "admin"),
         ("POST", "/v1/classify/", "write"),
     ],

@@ -74,6 +74,15 @@ def test_an_upload_that_was_cut_off_is_not_taken_for_a_whole_one(client: TestCli
         assert "the upload was cut off" in problem(answer, 400)
 
 
+@pytest.mark.parametrize("charset", ["punycode", "undefined"])
+def test_a_charset_that_fits_no_upload_is_refused(client: TestClient, charset: str) -> None:
+    """It was a defect of the server."""
+    body = b'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\nred\r\n--b--\r\n'
+    headers = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+    answer = client.post("/v1/search", content=body, headers=headers)
+    assert "charset of the upload" in problem(answer, 415)
+
+
 @settings(max_examples=30, deadline=None)
 @given(data=st.binary(max_size=300), cut=st.integers(0, 200))
 def test_no_bytes_of_an_image_are_a_defect_of_the_server(
