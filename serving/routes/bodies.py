@@ -123,8 +123,9 @@ async def _form(
     request: Request, lists: tuple[str, ...], objects: tuple[str, ...]
 ) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    _refuse_if_cut(await request.body(), request.headers["content-type"])
-    async with _parsed_form(request) as form:
+    body = await request.body()
+    _refuse_if_cut(body, request.headers["content-type"])
+    async with _parsed_form(request, len(body)) as form:
         for name, value in form.multi_items():
             plain = await value.read() if isinstance(value, UploadFile) else value
             if name in lists:
@@ -137,9 +138,13 @@ async def _form(
 
 
 @asynccontextmanager
-async def _parsed_form(request: Request) -> AsyncIterator[FormData]:
+async def _parsed_form(request: Request, size: int) -> AsyncIterator[FormData]:
     try:
-        form = await request.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS)
+        form = await request.form(
+            max_files=_MAX_FILES,
+            max_fields=_MAX_FIELDS,
+            max_part_size=size,  # which is bounded, and held already
+        )
     except UnicodeError as error:  # a charset such as punycode, which fits no names of fields
         detail = "the charset of the upload does not fit its fields; send UTF-8"
         raise HTTPException(415, detail) from error

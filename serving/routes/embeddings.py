@@ -69,7 +69,8 @@ class EmbeddingsRequest(BaseModel):
         BeforeValidator(_not_token_ids),
     ]
     model: ModelName = None
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
+    """None: float."""
     dimensions: int | None = None
     """The model's own number, or nothing."""
 

@@ -102,6 +102,12 @@ async def models(services: ServicesDep) -> ModelsOut:
     )
 
 
+@router.get("/models/{name}")
+async def one_model(name: str, services: ServicesDep) -> ModelEntry:
+    """A model by its name or fingerprint."""
+    return _entry(services.registry.get(name), services)
+
+
 @router.get("/model")
 async def model(services: ServicesDep) -> ModelOut:
     """The default model: fingerprint, metrics, provenance."""

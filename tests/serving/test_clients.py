@@ -95,6 +95,9 @@ def test_openais_client_embeds_texts_and_images_and_lists_the_model(
         (model,) = client.models.list().data
         listed = (model.id, model.owned_by)
         plain = client.embeddings.create(model="tiny", input="red", encoding_format="float")
+        assert client.models.retrieve("tiny") == model
+        with pytest.raises(openai.NotFoundError, match="no model is called 'large'"):
+            client.models.retrieve("large")
         with pytest.raises(openai.NotFoundError, match="no model is called 'large'"):
             client.embeddings.create(model="large", input="red")
     rows = np.array([entry.embedding for entry in answer.data], np.float32)

@@ -1,3 +1,4 @@
+import base64
 import json
 from typing import Any
 from urllib.parse import quote
@@ -74,6 +75,16 @@ def test_an_upload_that_was_cut_off_is_not_taken_for_a_whole_one(client: TestCli
         assert "the upload was cut off" in problem(answer, 400)
 
 
+def test_a_large_image_may_be_text_in_an_upload_too(client: TestClient) -> None:
+    """Parts that are no files had a limit of their own, 1 MiB."""
+    image = base64.b64encode(picture() + bytes(2**20)).decode()
+    form = {"images": image, "labels": ["red", "blue"]}
+    answer = client.post("/v1/classify", data=form, files={"unused": b""})
+    assert "body.unused" in problem(answer, 422)
+    answer = client.post("/v1/classify", data={"labels": ["red"]}, files={"images": (None, image)})
+    assert answer.status_code == 200, answer.text
+
+
 @pytest.mark.parametrize("charset", ["punycode", "undefined"])
 def test_a_charset_that_fits_no_upload_is_refused(client: TestClient, charset: str) -> None:
     """It was a defect of the server."""
@@ -143,6 +154,7 @@ def test_the_openapi_document_resolves_and_names_every_route(client: TestClient)
         "/v1/label-sets/{name}/calibrate",
         "/v1/model",
         "/v1/models",
+        "/v1/models/{name}",
         "/v1/models/{name}/load",
         "/v1/models/{name}/unload",
         "/v1/search",
