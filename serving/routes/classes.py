@@ -10,9 +10,9 @@ from PIL import Image
 from serving.errors import BadInputError
 from serving.routes.state import Services, refuse_more_than
 from serving.schemas import ClassIn
-from serving.services.classification import expanded
 from serving.services.label_sets import LabelClass, LabelSet
 from vlm.errors import DataError
+from vlm.inference import expanded_templates
 from vlm.preprocess import decode_image
 
 __all__ = ["label_set_of", "with_kept_images"]
@@ -73,7 +73,7 @@ def _refuse_too_much(
     classes: Sequence[ClassIn], templates: Sequence[str], services: Services
 ) -> None:
     settings = services.settings
-    prompts = sum(len(c.prompts or expanded(templates)) for c in classes)
+    prompts = sum(len(c.prompts or expanded_templates(templates)) for c in classes)
     refuse_more_than(settings.max_labels, prompts, "prompts")
     refuse_more_than(settings.max_images, sum(len(c.images) for c in classes), "images")
     texts = [*templates, *(t for c in classes for t in [c.label, *(c.prompts or [])])]

@@ -13,10 +13,10 @@ from serving.services.classification import (
     Verdict,
     classify,
     described_classes,
-    expanded,
 )
 from serving.services.embedding import Embedder
 from serving.services.label_sets import check_label_set
+from vlm.inference import expanded_templates
 
 __all__ = ["router"]
 
@@ -46,7 +46,9 @@ async def _described(
         label_set = label_set_of(body.classes, templates, mode, services)
         check_label_set(label_set)
         return await services.label_sets.classes(label_set, embedder, mode)
-    refuse_more_than(settings.max_labels, len(labels) * len(expanded(templates)), "prompts")
+    refuse_more_than(
+        settings.max_labels, len(labels) * len(expanded_templates(templates)), "prompts"
+    )
     longest = max(map(len, [*labels, *templates]))
     refuse_more_than(settings.max_text_characters, longest, "characters of a label or template")
     return await described_classes(embedder, labels, templates)

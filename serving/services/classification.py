@@ -1,10 +1,8 @@
 """Zero-shot classification of images among classes."""
 
-import unicodedata
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -12,15 +10,17 @@ from serving.errors import BadInputError
 from serving.services.embedding import Embedder
 from serving.services.fetching import RemoteImage
 from vlm.inference import (
+    NAMED_TEMPLATES,
     BundleInfo,
+    doubled_label,
     exclusive_probabilities,
+    expanded_templates,
     fill_templates,
     independent_probabilities,
     normalised,
 )
 
 __all__ = [
-    "NAMED_TEMPLATES",
     "Classes",
     "Mode",
     "Prediction",
@@ -29,19 +29,11 @@ __all__ = [
     "check_mode",
     "classify",
     "described_classes",
-    "expanded",
     "probabilities",
     "prompts_of",
 ]
 
 Mode = Literal["exclusive", "independent"]
-
-NAMED_TEMPLATES: Final[Mapping[str, Sequence[str]]] = {
-    "plain": ("{}",),
-    "photo": ("a photo of a {}", "a cropped photo of a {}", "a good photo of a {}", "a {}"),
-    "drawing": ("a drawing of a {}", "an icon of a {}", "an emoji of a {}", "a {}"),
-}
-"""What a template may be besides a text with `{}`: the name of several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +68,10 @@ class Verdict:
 
 
 def check_labels(labels: Sequence[str], place: str) -> None:
-    """Raise BadInputError if two are equal: they would share what is one label's probability.
-
-    Blanks and the form of Unicode make no difference, as they make none to a tokenizer.
-    """
-    seen = Counter(unicodedata.normalize("NFC", " ".join(label.split())) for label in labels)
-    doubled = [label for label, count in seen.items() if count > 1]
-    if doubled:
-        message = f"{place}: the label {min(doubled)[:64]!r} is given twice"
+    """Raise BadInputError if two are equal: they would share what is one label's probability."""
+    doubled = doubled_label(labels)
+    if doubled is not None:
+        message = f"{place}: the label {doubled[:64]!r} is given twice"
         raise BadInputError(message)
 
 
@@ -178,13 +166,8 @@ def probabilities(
 def prompts_of(label: str, templates: Sequence[str]) -> list[str]:
     """The prompts of one label; BadInputError if a template is neither known nor has `{}`."""
     try:
-        return fill_templates(label, expanded(templates))
+        return fill_templates(label, expanded_templates(templates))
     except ValueError as error:
         known = ", ".join(NAMED_TEMPLATES)
         message = f"{error}, and is not the name of some: {known}"
         raise BadInputError(message) from error
-
-
-def expanded(templates: Sequence[str]) -> list[str]:
-    """Names of `NAMED_TEMPLATES` replaced by what they stand for."""
-    return [text for name in templates for text in NAMED_TEMPLATES.get(name, (name,))]

@@ -18,7 +18,10 @@ def classify(
     labels: Annotated[str | None, typer.Option(help="Labels, separated by commas.")] = None,
     label_set: Annotated[str | None, typer.Option(help="A label set of the server.")] = None,
     template: Annotated[
-        list[str] | None, typer.Option(help="Prompt with {} for the label; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Prompt with {} for the label, or plain, photo or drawing; may be repeated."
+        ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1)] = 5,
     bundle: Bundle = Path("runs/demo/bundle"),
@@ -27,7 +30,10 @@ def classify(
     key: Key = None,
 ) -> None:
     """Say which of the labels each image shows, with probabilities."""
-    if (labels is None) == (label_set is None):
+    if labels is not None and label_set is not None:
+        message = "--labels and --label-set: give one of them"
+        raise ConfigError(message)
+    if labels is None and label_set is None:
         message = "say what to choose from: --labels 'red apple,tomato', or --label-set NAME"
         raise ConfigError(message)
     if label_set is not None and server is None:
@@ -54,12 +60,17 @@ def _in_process(
     from vlm.inference import (  # noqa: PLC0415 - torch costs seconds
         Encoder,
         class_embeddings,
+        doubled_label,
         exclusive_probabilities,
+        expanded_templates,
         fill_templates,
     )
 
+    if (doubled := doubled_label(labels)) is not None:
+        message = f"--labels: {doubled!r} is given twice"
+        raise ConfigError(message)
     try:
-        prompts = [fill_templates(label, templates) for label in labels]
+        prompts = [fill_templates(label, expanded_templates(templates)) for label in labels]
     except ValueError as error:
         raise ConfigError(str(error)) from error
     pixels = [decoded(path) for path in images]

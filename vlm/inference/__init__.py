@@ -22,8 +22,11 @@ from vlm.inference.generate import (
 from vlm.inference.hubs import HUB_CANDIDATES, HUB_SHARPNESS, crowding
 from vlm.inference.transfer import cached_bundle, fetch_bundle, push_bundle, stored_bundles
 from vlm.inference.zero_shot import (
+    NAMED_TEMPLATES,
     class_embeddings,
+    doubled_label,
     exclusive_probabilities,
+    expanded_templates,
     fill_templates,
     independent_probabilities,
     normalised,
@@ -32,6 +35,7 @@ from vlm.inference.zero_shot import (
 __all__ = [
     "HUB_CANDIDATES",
     "HUB_SHARPNESS",
+    "NAMED_TEMPLATES",
     "BeamSearch",
     "Bundle",
     "BundleInfo",
@@ -45,7 +49,9 @@ __all__ = [
     "cached_bundle",
     "class_embeddings",
     "crowding",
+    "doubled_label",
     "exclusive_probabilities",
+    "expanded_templates",
     "fetch_bundle",
     "fill_templates",
     "generate",

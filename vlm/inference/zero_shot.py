@@ -1,19 +1,46 @@
 """Zero-shot classification: class names become vectors, cosines become probabilities."""
 
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float
 
 __all__ = [
+    "NAMED_TEMPLATES",
     "class_embeddings",
+    "doubled_label",
     "exclusive_probabilities",
+    "expanded_templates",
     "fill_templates",
     "independent_probabilities",
     "normalised",
 ]
 
+NAMED_TEMPLATES: Final[Mapping[str, Sequence[str]]] = {
+    "plain": ("{}",),
+    "photo": ("a photo of a {}", "a cropped photo of a {}", "a good photo of a {}", "a {}"),
+    "drawing": ("a drawing of a {}", "an icon of a {}", "an emoji of a {}", "a {}"),
+}
+"""What a template may be besides a text with `{}`: the name of several."""
+
 EncodeTexts = Callable[[Sequence[str]], Float[np.ndarray, "batch dim"]]
+
+
+def expanded_templates(templates: Sequence[str]) -> list[str]:
+    """Names of `NAMED_TEMPLATES` replaced by what they stand for."""
+    return [text for name in templates for text in NAMED_TEMPLATES.get(name, (name,))]
+
+
+def doubled_label(labels: Sequence[str]) -> str | None:
+    """The first label in the alphabet that is given twice, if any is.
+
+    Blanks and the form of Unicode make no difference, as they make none to a tokenizer.
+    """
+    seen = Counter(unicodedata.normalize("NFC", " ".join(label.split())) for label in labels)
+    return min((label for label, count in seen.items() if count > 1), default=None)
 
 
 def fill_templates(label: str, templates: Sequence[str]) -> list[str]:
