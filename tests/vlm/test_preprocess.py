@@ -76,6 +76,10 @@ def test_gray_levels_of_16_bits_are_those_of_8() -> None:
     Image.fromarray(257 * gray).save(buffer, "PNG")
     assert Image.open(buffer).mode.startswith("I")
     np.testing.assert_array_equal(decode_image(buffer.getvalue())[..., 1], gray)
+    buffer = io.BytesIO()
+    Image.fromarray(257 * gray).save(buffer, "PNG", transparency=257 * 8)
+    gray[gray == 8] = 255  # transparent ones are white, which they were not
+    np.testing.assert_array_equal(decode_image(buffer.getvalue())[..., 1], gray)
 
 
 def test_exif_orientation_is_honoured() -> None:

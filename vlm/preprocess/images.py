@@ -169,7 +169,11 @@ def _plain_jpeg(image: Image.Image, data: bytes, min_side: int | None) -> Pixels
 def flatten_image(image: Image.Image) -> Image.Image:
     """Lay transparent pixels over white and convert to RGB; of 16 bits a level, the upper 8."""
     if image.mode.startswith("I"):  # Pillow would cut all levels over 255 to white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        levels, transparent = np.asarray(image), image.info.get("transparency")
+        gray = (levels >> 8).astype(np.uint8)
+        if isinstance(transparent, int):
+            gray[levels == transparent] = 255
+        image = Image.fromarray(gray)
     if image.mode in _MODES_WITH_ALPHA or "transparency" in image.info:
         rgba = image.convert("RGBA")
         ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
