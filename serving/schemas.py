@@ -128,7 +128,7 @@ class ClassIn(_Schema):
     prompts: Annotated[Several[Text], Field(min_length=1, max_length=100)] | None = None
     """Texts in place of the label in the templates."""
     images: Several[ImageBytes] = []
-    """Examples; in a label set kept at 512 pixels at most, without metadata."""
+    """Examples; in a label set kept without metadata, their shorter side 512 pixels at most."""
     image_weight: float = Field(default=0.5, ge=0, le=1)
     """Of the images against the words; 1: images alone."""
 

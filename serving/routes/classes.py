@@ -1,13 +1,16 @@
 """Classes as requests bring them: by words, by example images, or by both."""
 
+import asyncio
 import base64
 import io
+import math
 from collections.abc import Sequence
 from typing import Final, Literal
 
 from PIL import Image
 
 from serving.errors import BadInputError
+from serving.routes.bodies import where_it_pays
 from serving.routes.state import Services, refuse_more_than
 from serving.schemas import ClassIn
 from serving.services.label_sets import LabelClass, LabelSet
@@ -18,9 +21,13 @@ from vlm.preprocess import decode_image
 __all__ = ["label_set_of", "with_kept_images"]
 
 _EXAMPLE_SIDE: Final = 512
+"""The shorter one: models scale that one to their input's side and crop the rest."""
+_EXAMPLE_PIXELS: Final = 4_000_000
+_WEBP_SIDE: Final = 16_383
+"""The format holds no more."""
 
 
-def label_set_of(
+async def label_set_of(
     classes: Sequence[str | ClassIn],
     templates: Sequence[str],
     mode: Literal["exclusive", "independent"],
@@ -33,6 +40,15 @@ def label_set_of(
     """
     whole = [ClassIn(label=c) if isinstance(c, str) else c for c in classes]
     _refuse_too_much(whole, templates, services)
+    size = sum(len(image) for c in whole for image in c.images)
+    return await where_it_pays(size, _label_set, whole, templates, mode)
+
+
+def _label_set(
+    classes: Sequence[ClassIn],
+    templates: Sequence[str],
+    mode: Literal["exclusive", "independent"],
+) -> LabelSet:
     return LabelSet(
         classes=[
             LabelClass(
@@ -41,30 +57,39 @@ def label_set_of(
                 images=[base64.b64encode(image).decode() for image in c.images],
                 image_weight=c.image_weight,
             )
-            for c in whole
+            for c in classes
         ],
         templates=list(templates),
         mode=mode,
     )
 
 
-def with_kept_images(label_set: LabelSet, services: Services) -> LabelSet:
+async def with_kept_images(label_set: LabelSet, services: Services) -> LabelSet:
     """The set as it is stored: examples small, upright, without metadata or further loss.
+
+    They are decoded where all images are, a few at a time; if the request is given up, or one of
+    them cannot be kept, those that were not begun never are.
 
     Raises:
         BadInputError: If one is no image; the message names the class.
     """
     most = services.settings.max_image_pixels
-    classes = [
-        c.model_copy(
-            update={
-                "images": [
-                    _kept(f"classes.{c.label[:64]}.images.{number}", image, most)
-                    for number, image in enumerate(c.images)
-                ]
-            }
+    decoders = services.registry.workers.decoders
+    loop = asyncio.get_running_loop()
+    tasks = [
+        loop.run_in_executor(
+            decoders, _kept, f"classes.{c.label[:64]}.images.{number}", image, most
         )
         for c in label_set.classes
+        for number, image in enumerate(c.images)
+    ]
+    try:
+        kept = iter(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+    classes = [
+        c.model_copy(update={"images": [next(kept) for _ in c.images]}) for c in label_set.classes
     ]
     return label_set.model_copy(update={"classes": classes})
 
@@ -89,7 +114,22 @@ def _kept(field: str, data: str, max_pixels: int) -> str:
         message = f"{field}: {error}"
         raise BadInputError(message) from error
     image = Image.fromarray(pixels)
-    image.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
+    size = _example_size(*image.size)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=True)
+    if max(size) <= _WEBP_SIDE:
+        image.save(buffer, "WEBP", lossless=True)
+    else:
+        image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _example_size(width: int, height: int) -> tuple[int, int]:
+    """At most 512 pixels on the shorter side; fewer only where 4 million in all ask for it."""
+    scale = min(
+        1.0, _EXAMPLE_SIDE / min(width, height), math.sqrt(_EXAMPLE_PIXELS / (width * height))
+    )
+    shorter = max(1, round(scale * min(width, height)))
+    longer = min(round(scale * max(width, height)), _EXAMPLE_PIXELS // shorter)
+    return (shorter, longer) if width < height else (longer, shorter)

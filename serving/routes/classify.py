@@ -43,7 +43,7 @@ async def _described(
 ) -> Classes:
     settings, labels, templates = services.settings, body.labels or [], body.templates or ["{}"]
     if body.classes is not None:
-        label_set = label_set_of(body.classes, templates, mode, services)
+        label_set = await label_set_of(body.classes, templates, mode, services)
         check_label_set(label_set)
         return await services.label_sets.classes(label_set, embedder, mode)
     refuse_more_than(

@@ -1,6 +1,5 @@
 """`/v1/label-sets`: classes that are stored under a name."""
 
-import asyncio
 from typing import Literal
 
 from fastapi import APIRouter, Request
@@ -112,11 +111,10 @@ async def put(name: str, request: Request, services: ServicesDep) -> LabelSetOut
     body = await parse_body(request, LabelSetRequest)
     infos = [model.info for model in services.registry.served()]
     check_mode(body.mode, *infos)
-    label_set = label_set_of(body.classes, body.templates, body.mode, services).model_copy(
-        update={"none_threshold": body.none_threshold}
-    )
+    label_set = await label_set_of(body.classes, body.templates, body.mode, services)
     check_weights(label_set.classes, *infos)
-    kept = await asyncio.to_thread(with_kept_images, label_set, services)
+    kept = await with_kept_images(label_set, services)
+    kept = kept.model_copy(update={"none_threshold": body.none_threshold})
     return _out(name, await services.label_sets.put(name, kept))
 
 

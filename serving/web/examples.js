@@ -3,7 +3,8 @@
 // Examples of labels (few-shot): pictures that are dropped, pasted or chosen for one, and how much
 // they count against its words.
 
-const EXAMPLE_SIDE = 512; // the server keeps no more of an example
+const EXAMPLE_SIDE = 512; // on the shorter side: the server keeps no more of an example
+const EXAMPLE_PIXELS = 4e6;
 const examples = new Map(); // by label the data URLs of its pictures, also of labels not there now
 
 async function addExamples(label, files) {
@@ -16,11 +17,15 @@ async function addExamples(label, files) {
 /** What no browser can draw goes to the server as it is, which says what is wrong with it. */
 async function smallDataUrl(file) {
   const bitmap = await createImageBitmap(file).catch(() => null);
-  const scale = bitmap ? EXAMPLE_SIDE / Math.max(bitmap.width, bitmap.height) : 1;
+  const { width, height } = bitmap || { width: 1, height: 1 };
+  const scale = Math.min(
+    EXAMPLE_SIDE / Math.min(width, height),
+    Math.sqrt(EXAMPLE_PIXELS / (width * height)),
+  );
   if (scale >= 1) return `data:${file.type || "image/png"};base64,${await dataUrl(file)}`;
   const canvas = document.createElement("canvas");
-  canvas.width = Math.max(1, Math.round(scale * bitmap.width));
-  canvas.height = Math.max(1, Math.round(scale * bitmap.height));
+  canvas.width = Math.max(1, Math.round(scale * width));
+  canvas.height = Math.max(1, Math.round(scale * height));
   canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   return canvas.toDataURL("image/png");
 }
