@@ -1,15 +1,17 @@
-"""Rows that were computed before: least recently used, bounded in bytes, safe between threads."""
+"""What was computed or read before: least recently used, bounded in bytes, safe between threads."""
 
+import os
 import threading
 from collections import OrderedDict
-from typing import Final, Literal
+from typing import Final, Generic, Literal, TypeVar
 
 import numpy as np
 
 from serving.metrics import Metrics
 
-__all__ = ["RowCache"]
+__all__ = ["FileCache", "RowCache"]
 
+ValueT = TypeVar("ValueT")
 Kind = Literal["text", "image"]
 _OVERHEAD_BYTES: Final = 300
 """Of an entry beside its row: the key, the array's head, the links."""
@@ -68,6 +70,53 @@ class RowCache:
                 (_, _, oldest), forgotten = self._rows.popitem(last=False)
                 self._bytes -= _size(oldest, forgotten)
             self._metrics.cache_bytes.set(self._bytes)
+
+
+class FileCache(Generic[ValueT]):
+    """What was made of files, by name, as long as they are the same.
+
+    Args:
+        max_bytes: Of the files; one that is larger is kept alone, as long as nothing else is asked
+            for: to read it again for each request would cost more.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[str, tuple[os.stat_result, ValueT]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, name: str, file: os.stat_result) -> ValueT | None:
+        """What is kept of a name, if it was made of this file."""
+        with self._lock:
+            kept = self._kept.get(name)
+            if kept is None or _identity(kept[0]) != _identity(file):
+                return None
+            self._kept.move_to_end(name)
+            return kept[1]
+
+    def put(self, name: str, file: os.stat_result, value: ValueT) -> None:
+        """Keep what was made of a file, and forget what was used least."""
+        with self._lock:
+            self._forget(name)
+            self._kept[name] = (file, value)
+            self._bytes += file.st_size
+            while self._bytes > self._max_bytes and len(self._kept) > 1:
+                self._forget(next(iter(self._kept)))
+
+    def forget(self, name: str) -> None:
+        """Let go of a name; nothing happens if it is not kept."""
+        with self._lock:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        kept = self._kept.pop(name, None)
+        self._bytes -= 0 if kept is None else kept[0].st_size
+
+
+def _identity(file: os.stat_result) -> tuple[int, int, int]:
+    """A file that is renamed over another within one tick of the clock is another still."""
+    return file.st_mtime_ns, file.st_size, file.st_ino
 
 
 def _size(key: str, row: np.ndarray) -> int:

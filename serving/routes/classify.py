@@ -15,7 +15,7 @@ from serving.services.classification import (
     described_classes,
 )
 from serving.services.embedding import Embedder
-from serving.services.label_sets import check_label_set
+from serving.services.label_sets import check_label_set, with_version
 from vlm.inference import expanded_templates
 
 __all__ = ["router"]
@@ -45,10 +45,10 @@ async def _described(
     if body.classes is not None:
         label_set = await label_set_of(body.classes, templates, mode, services)
         check_label_set(label_set)
-        return await services.label_sets.classes(label_set, embedder, mode)
-    refuse_more_than(
-        settings.max_labels, len(labels) * len(expanded_templates(templates)), "prompts"
-    )
+        asked = await with_version(label_set)
+        return await services.label_sets.classes(asked, embedder, mode)
+    prompts = len(labels) * len(expanded_templates(templates))
+    refuse_more_than(settings.max_labels, prompts, "prompts")
     longest = max(map(len, [*labels, *templates]))
     refuse_more_than(settings.max_text_characters, longest, "characters of a label or template")
     return await described_classes(embedder, labels, templates)
@@ -57,10 +57,11 @@ async def _described(
 async def _among_stored(
     body: ClassifyRequest, name: str, embedder: Embedder, services: Services
 ) -> ClassifyResponse:
-    label_set = await services.label_sets.get(name)
+    asked = await services.label_sets.get(name)
+    label_set = asked.label_set
     mode = body.mode or label_set.mode
     calibration = label_set.calibration_for(embedder.info.fingerprint, mode)
-    classes = await services.label_sets.classes(label_set, embedder, mode)
+    classes = await services.label_sets.classes(asked, embedder, mode)
     threshold = body.none_threshold
     if threshold is None:
         threshold = label_set.none_threshold
@@ -70,7 +71,7 @@ async def _among_stored(
     return ClassifyResponse(
         model=embedder.info.fingerprint,
         results=_results(verdicts),
-        label_set_version=label_set.version,
+        label_set_version=asked.version,
         calibrated=calibration is not None,
     )
 

@@ -11,7 +11,7 @@ from serving.routes.state import ServicesDep, refuse_more_than
 from serving.schemas import ClassIn, ImageBytes, ModelName, Several, Text
 from serving.services.calibration import LabelledImage, fit_calibration
 from serving.services.classification import check_mode
-from serving.services.label_sets import Calibration, LabelSet, check_weights
+from serving.services.label_sets import Calibration, VersionedSet, check_weights
 
 __all__ = ["CalibrateRequest", "LabelSetRequest", "router"]
 
@@ -133,19 +133,21 @@ async def calibrate(name: str, request: Request, services: ServicesDep) -> Calib
     body = await parse_body(request, CalibrateRequest)
     refuse_more_than(services.settings.max_calibration_images, len(body.samples), "samples")
     embedder = services.embedder(body.model)
-    label_set = await services.label_sets.get(name)
-    classes = await services.label_sets.classes(label_set, embedder, label_set.mode)
+    asked = await services.label_sets.get(name)
+    mode = asked.label_set.mode
+    classes = await services.label_sets.classes(asked, embedder, mode)
     samples = [LabelledImage(image=s.image, label=s.label) for s in body.samples]
-    found = await fit_calibration(embedder, classes, samples, mode=label_set.mode)
+    found = await fit_calibration(embedder, classes, samples, mode=mode)
     model = embedder.info.fingerprint
-    await services.label_sets.calibrate(name, label_set.version, model, found)
+    await services.label_sets.calibrate(name, asked.version, model, found)
     return _calibration(model, found)
 
 
-def _out(name: str, label_set: LabelSet) -> LabelSetOut:
+def _out(name: str, found: VersionedSet) -> LabelSetOut:
+    label_set = found.label_set
     return LabelSetOut(
         name=name,
-        version=label_set.version,
+        version=found.version,
         classes=[
             ClassOut(
                 label=c.label,

@@ -5,42 +5,60 @@ is first asked about it, and again for another model: what is stored are words a
 """
 
 import asyncio
-import base64
+import errno
 import hashlib
 import json
 import re
+import stat
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from serving.caching import FileCache
+from serving.encoding import from_base64
 from serving.errors import BadInputError, NotFoundError
 from serving.services.classification import Classes, Mode, check_labels, prompts_of
 from serving.services.embedding import Embedder
 from vlm.config import Config
-from vlm.files import write_text_whole
+from vlm.files import open_whole
 from vlm.inference import BundleInfo, normalised
 from vlm.inference.temperature import TEMPERATURE_RANGE
 
-__all__ = ["Calibration", "LabelClass", "LabelSet", "LabelSets", "check_label_set", "check_weights"]
+__all__ = [
+    "Calibration",
+    "LabelClass",
+    "LabelSet",
+    "LabelSets",
+    "VersionedSet",
+    "check_label_set",
+    "check_weights",
+    "with_version",
+]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REMEMBERED: Final = 64
+_KEPT_BYTES: Final = 64 * 2**20
+_SLACK: Final = 1.01
+"""The fit of a temperature ends a rounding beside the limits of its range."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class LabelClass(Config):
     """One class, by words, pictures, or both."""
 
-    label: str
-    prompts: list[str] | None = None
+    label: str = Field(min_length=1)
+    prompts: Annotated[list[str], Field(min_length=1)] | None = None
     """Texts in place of the label in the set's templates."""
     images: list[str] = []
-    """Example images, base64 of small WebP files without loss."""
-    image_weight: float = Field(0.5, ge=0, le=1)
+    """Example images, base64 of small WebP (very long ones: PNG) files without loss."""
+    image_weight: Fraction = 0.5
     """Of the images against the words; 1: images alone."""
 
     @property
@@ -55,16 +73,16 @@ class LabelClass(Config):
 class Calibration(Config):
     """What a labelled sample taught about one model's probabilities."""
 
-    temperature: float
-    none_threshold: float | None
+    temperature: float = Field(ge=TEMPERATURE_RANGE[0] / _SLACK, le=TEMPERATURE_RANGE[1] * _SLACK)
+    none_threshold: Fraction | None
     mode: Literal["exclusive", "independent"]
-    num_samples: int
-    num_none: int
+    num_samples: int = Field(ge=0)
+    num_none: int = Field(ge=0)
     """Samples that show none of the classes."""
-    accuracy: float
+    accuracy: Fraction
     """Of those that show one."""
-    ece_before: float
-    ece_after: float
+    ece_before: Fraction
+    ece_after: Fraction
 
     @property
     def note(self) -> str | None:
@@ -93,17 +111,11 @@ class LabelSet(Config):
     """What is stored of a set."""
 
     classes: list[LabelClass] = Field(min_length=1)
-    templates: list[str] = ["{}"]
+    templates: list[str] = Field(["{}"], min_length=1)
     mode: Literal["exclusive", "independent"] = "exclusive"
-    none_threshold: float | None = Field(None, ge=0, le=1)
+    none_threshold: Fraction | None = None
     calibrations: dict[str, Calibration] = {}
     """By fingerprint of the model; those of another version of the set are dropped."""
-
-    @property
-    def version(self) -> str:
-        """A hash of everything that decides the rows."""
-        tree = self.model_dump(mode="json", include={"classes", "templates"})
-        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
     def calibration_for(self, fingerprint: str, mode: Mode) -> Calibration | None:
         """What is known of a model in a mode."""
@@ -111,10 +123,21 @@ class LabelSet(Config):
         return found if found is not None and found.mode == mode else None
 
 
-@dataclass
-class _Kept:
-    stamp: int
+@dataclass(frozen=True)
+class VersionedSet:
+    """A set and its version, which is computed once: with many pictures that takes a while.
+
+    Not a property that is remembered: a changed copy of the set would carry it along.
+    """
+
     label_set: LabelSet
+    version: str
+    """A hash of everything that decides the rows."""
+
+
+async def with_version(label_set: LabelSet) -> VersionedSet:
+    """The set with its version; hashed in a thread, so that others go on."""
+    return await asyncio.to_thread(_versioned, label_set)
 
 
 class LabelSets:
@@ -126,63 +149,70 @@ class LabelSets:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._kept: dict[str, _Kept] = {}
+        self._kept: FileCache[VersionedSet] = FileCache(_KEPT_BYTES)
         self._rows: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._writes = asyncio.Lock()
+        self._writing = threading.Lock()
+        """Also held by a write whose request was given up, which lets go of the other."""
 
     async def names(self) -> list[str]:
         paths = await asyncio.to_thread(lambda: sorted(self._folder.glob("*.json")))
         return [path.stem for path in paths if _NAME.fullmatch(path.stem)]
 
-    async def get(self, name: str) -> LabelSet:
-        """Raises NotFoundError if there is none of that name."""
+    async def get(self, name: str) -> VersionedSet:
+        """Raises NotFoundError if there is none of that name, BadInputError if it is damaged."""
         return await asyncio.to_thread(self._read, name)
 
-    async def put(self, name: str, label_set: LabelSet) -> LabelSet:
+    async def put(self, name: str, label_set: LabelSet) -> VersionedSet:
         """Store a set, replacing one of that name; calibrations stay if the version does.
 
         Raises:
-            BadInputError: If the name is none, two labels are equal, or a template has no place.
+            BadInputError: If the name is none or that of a folder, two labels are equal, or a
+                template has no place.
         """
         if not _NAME.fullmatch(name):
             message = "a label set's name is letters, digits, '.', '_' and '-', 128 at most"
             raise BadInputError(message)
         check_label_set(label_set)
+        version = (await with_version(label_set)).version
         async with self._writes:
-            calibrations = await asyncio.to_thread(self._calibrations, name, label_set.version)
+            calibrations = await asyncio.to_thread(self._calibrations, name, version)
             label_set = label_set.model_copy(update={"calibrations": calibrations})
             await asyncio.to_thread(self._write, name, label_set)
-        return label_set
+        return VersionedSet(label_set, version)
 
     async def calibrate(self, name: str, version: str, model: str, found: Calibration) -> None:
         """Keep what was found of one model; NotFoundError if the set has changed since."""
         async with self._writes:
-            label_set = await self.get(name)
-            if label_set.version != version:
+            found_set = await self.get(name)
+            if found_set.version != version:
                 message = f"label set {name!r} was replaced meanwhile; calibrate it again"
                 raise NotFoundError(message)
-            calibrations = {**label_set.calibrations, model: found}
-            changed = label_set.model_copy(update={"calibrations": calibrations})
+            calibrations = {**found_set.label_set.calibrations, model: found}
+            changed = found_set.label_set.model_copy(update={"calibrations": calibrations})
             await asyncio.to_thread(self._write, name, changed)
 
     async def delete(self, name: str) -> None:
-        """Raises NotFoundError if there is none of that name."""
+        """Raises NotFoundError if there is none of that name, BadInputError if it is a folder."""
         async with self._writes:
             path = self._path(name)
             try:
                 await asyncio.to_thread(path.unlink)  # without reading it: it may be damaged
             except FileNotFoundError as error:
                 raise _none_called(name) from error
-            self._kept.pop(name, None)
+            except IsADirectoryError as error:
+                raise _folder_called(name) from error
+            self._kept.forget(name)
 
-    async def classes(self, label_set: LabelSet, embedder: Embedder, mode: Mode) -> Classes:
+    async def classes(self, asked: VersionedSet, embedder: Embedder, mode: Mode) -> Classes:
         """The rows of a set for one model, computed when first asked for; calibrated if it is.
 
         Raises:
             BadInputError: If words and pictures stand side by side and the model does not know
                 where its modalities lie.
         """
-        key = (label_set.version, embedder.info.fingerprint)
+        label_set = asked.label_set
+        key = (asked.version, embedder.info.fingerprint)
         rows = self._rows.get(key)
         if rows is None:
             rows = await _class_rows(label_set, embedder)
@@ -202,36 +232,81 @@ class LabelSets:
             raise _none_called(name)
         return self._folder / f"{name}.json"
 
-    def _read(self, name: str) -> LabelSet:
+    def _read(self, name: str) -> VersionedSet:
         path = self._path(name)
         try:
-            stamp = path.stat().st_mtime_ns
-            kept = self._kept.get(name)
-            if kept is None or kept.stamp != stamp:
-                text = path.read_text(encoding="utf-8")
-                kept = self._kept[name] = _Kept(stamp, LabelSet.model_validate_json(text))
+            file = path.stat()
+            if not stat.S_ISREG(file.st_mode):  # of a pipe one could wait for ever
+                raise _damaged(name)
+            kept = self._kept.get(name, file)
+            if kept is None:
+                kept = _versioned(_parsed(path.read_bytes()))
+                self._kept.put(name, file, kept)
         except FileNotFoundError as error:
             raise _none_called(name) from error
-        except ValidationError as error:
-            message = f"label set {name!r}: its file is damaged; store it again"
-            raise BadInputError(message) from error
-        return kept.label_set
+        except ValueError as error:
+            raise _damaged(name) from error
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise _damaged(name) from error
+        return kept
 
     def _calibrations(self, name: str, version: str) -> dict[str, Calibration]:
         try:
             old = self._read(name)
         except (NotFoundError, BadInputError):
             return {}
-        return old.calibrations if old.version == version else {}
+        return old.label_set.calibrations if old.version == version else {}
 
     def _write(self, name: str, label_set: LabelSet) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_text_whole(self._path(name), label_set.model_dump_json() + "\n")
-        self._kept.pop(name, None)
+        data = label_set.model_dump_json().encode() + b"\n"
+        try:
+            with self._writing:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with open_whole(self._path(name)) as file:
+                    file.write(data)
+        except IsADirectoryError as error:
+            raise _folder_called(name) from error
+        self._kept.forget(name)
 
 
 def _none_called(name: str) -> NotFoundError:
     return NotFoundError(f"no label set is called {name[:64]!r}")
+
+
+def _damaged(name: str) -> BadInputError:
+    return BadInputError(f"label set {name!r}: its file is damaged; store it again")
+
+
+def _folder_called(name: str) -> BadInputError:
+    message = (
+        f"label set {name!r}: a folder lies in the place of its file, and is left alone; take "
+        f"another name, or have the folder removed"
+    )
+    return BadInputError(message)
+
+
+def _parsed(data: bytes) -> LabelSet:
+    """What a file says; ValueError if that could not be asked about."""
+    label_set = LabelSet.model_validate_json(data)
+    try:
+        check_label_set(label_set)
+    except BadInputError as error:
+        raise ValueError(str(error)) from error
+    for c in label_set.classes:
+        for image in c.images:
+            from_base64(image)
+    return label_set
+
+
+def _versioned(label_set: LabelSet) -> VersionedSet:
+    """Piece by piece: text of megabytes made at once would hold up all other threads."""
+    tree = label_set.model_dump(mode="json", include={"classes", "templates"})
+    digest = hashlib.sha256()
+    for piece in json.JSONEncoder(sort_keys=True).iterencode(tree):
+        digest.update(piece.encode())
+    return VersionedSet(label_set, digest.hexdigest())
 
 
 def check_label_set(label_set: LabelSet) -> None:
@@ -282,14 +357,17 @@ async def _picture_rows(
     classes: Sequence[LabelClass], embedder: Embedder
 ) -> list[np.ndarray | None]:
     counts = [len(c.images) if c.uses_images else 0 for c in classes]
-    used = [c for c in classes if c.uses_images]
-    files = {
-        f"classes.{c.label}.images.{n}": base64.b64decode(image)
-        for c in used
-        for n, image in enumerate(c.images)
-    }
+    files = await asyncio.to_thread(_example_files, [c for c in classes if c.uses_images])
     rows = await embedder.image_rows(await embedder.prepare(files))
     return _means(rows, counts)
+
+
+def _example_files(classes: Sequence[LabelClass]) -> dict[str, bytes]:
+    return {
+        f"classes.{c.label}.images.{n}": from_base64(image)
+        for c in classes
+        for n, image in enumerate(c.images)
+    }
 
 
 def _means(rows: np.ndarray, counts: Sequence[int]) -> list[np.ndarray | None]:

@@ -1,3 +1,4 @@
+import os
 import threading
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.app import create_app
-from serving.caching import RowCache
+from serving.caching import FileCache, RowCache
 from serving.metrics import Metrics
 from serving.settings import ServingSettings
 from tests.serving.wire import data_url, picture
@@ -90,3 +91,32 @@ def test_answers_are_the_same_with_a_cache_and_without(
             assert client.get("/v1/items/x/thumbnail").status_code == 200
             hits = 'vlm_cache_lookups_total{kind="text",result="hit"} 2.0'
             assert (hits in client.get("/metrics").text) == (size > 0)
+
+
+def test_what_was_made_of_files_is_bounded_by_their_bytes(tmp_path: Path) -> None:
+    def file(name: str, size: int) -> os.stat_result:
+        (tmp_path / name).write_bytes(b"x" * size)
+        return (tmp_path / name).stat()
+
+    cache: FileCache[str] = FileCache(100)
+    files = {name: file(name, 40) for name in "abc"}
+    for name in "ab":
+        cache.put(name, files[name], name)
+    assert cache.get("a", files["a"]) == "a"
+    cache.put("c", files["c"], "c")
+    assert [cache.get(name, files[name]) for name in "abc"] == ["a", None, "c"]
+    changed = file("c", 41)
+    assert cache.get("c", changed) is None
+    cache.put("c", changed, "changed")
+    cache.put("b", files["b"], "b")
+    assert [cache.get(name, files[name]) for name in "ab"] == [None, "b"]
+    assert cache.get("c", changed) == "changed"
+    large = file("d", 1000)
+    cache.put("d", large, "d")  # alone, or each request would read it again
+    assert cache.get("d", large) == "d"
+    assert cache.get("c", changed) is None
+    cache.put("a", files["a"], "a")
+    assert cache.get("d", large) is None
+    cache.forget("a")
+    cache.forget("a")
+    assert cache.get("a", files["a"]) is None
