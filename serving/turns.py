@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from serving.context import CLIENT
 
@@ -49,6 +49,22 @@ class Turns:
         job = self._executor.submit(function, *args, **kwargs)
         job.add_done_callback(lambda _: _later(loop, self._pass_on))
         return await asyncio.wrap_future(job)
+
+    async def run_each(
+        self, function: Callable[..., ResultT], arguments: Sequence[tuple[Any, ...]]
+    ) -> list[ResultT]:
+        """What the function returns for each of several arguments, a job each, in order.
+
+        If one of them fails, those that were not begun never are.
+        """
+        if len(arguments) == 1:
+            return [await self.run(function, *arguments[0])]
+        jobs = [asyncio.create_task(self.run(function, *each)) for each in arguments]
+        try:
+            return list(await asyncio.gather(*jobs))
+        finally:
+            for job in jobs:
+                job.cancel()
 
     async def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         turn: asyncio.Future[None] = loop.create_future()

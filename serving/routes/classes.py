@@ -1,6 +1,5 @@
 """Classes as requests bring them: by words, by example images, or by both."""
 
-import asyncio
 import base64
 import io
 import math
@@ -74,20 +73,16 @@ async def with_kept_images(label_set: LabelSet, services: Services) -> LabelSet:
         BadInputError: If one is no image; the message names the class.
     """
     most = services.settings.max_image_pixels
-    decoders = services.registry.workers.decoders
-    loop = asyncio.get_running_loop()
-    tasks = [
-        loop.run_in_executor(
-            decoders, _kept, f"classes.{c.label[:64]}.images.{number}", image, most
+    kept = iter(
+        await services.registry.workers.decoding.run_each(
+            _kept,
+            [
+                (f"classes.{c.label[:64]}.images.{number}", image, most)
+                for c in label_set.classes
+                for number, image in enumerate(c.images)
+            ],
         )
-        for c in label_set.classes
-        for number, image in enumerate(c.images)
-    ]
-    try:
-        kept = iter(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
+    )
     classes = [
         c.model_copy(update={"images": [next(kept) for _ in c.images]}) for c in label_set.classes
     ]

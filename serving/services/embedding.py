@@ -129,12 +129,9 @@ class Embedder:
         if not files:
             return []
         local = await asyncio.gather(*(self._local(field, file) for field, file in files.items()))
-        tasks = [
-            self._decoding.run(self._prepare_one, field, data, thumbnails, pixels)
-            for field, data in zip(files, local, strict=True)
-        ]
+        jobs = [(field, data, thumbnails, pixels) for field, data in zip(files, local, strict=True)]
         with stage("decode", files=len(files)):
-            return list(await asyncio.gather(*tasks))
+            return await self._decoding.run_each(self._prepare_one, jobs)
 
     async def image_rows(self, pictures: Sequence[Picture]) -> np.ndarray:
         """Unit float32 rows of prepared images."""

@@ -63,6 +63,10 @@ def test_who_leaves_gives_the_turn_on_and_a_failure_is_its_own() -> None:
             await running[0]
         assert await waiting[1] == "KEPT"
         assert "gone" not in gate.begun
+        with pytest.raises(ValueError, match="broken"):
+            await turns.run_each(gate, [(name,) for name in ("1", "broken", "2", "3", "4", "5")])
+        await asyncio.sleep(0.01)
+        assert "5" not in gate.begun
         again = await asyncio.gather(*(turns.run(gate, name) for name in ("x", "y", "z")))
         assert again == ["X", "Y", "Z"]
 
