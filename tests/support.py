@@ -18,7 +18,7 @@ from vlm.data.samples import Sample
 from vlm.data.sources.protocol import BadSample, SampleSource
 from vlm.data.stream import Source, StreamConfig, TrainStream
 from vlm.data.write import write_shards
-from vlm.inference import BundleInfo, Encoder, save_bundle
+from vlm.inference import BundleInfo, Encoder, bundle_fingerprint, save_bundle
 from vlm.models import DualEncoder, DualEncoderConfig
 from vlm.preprocess import (
     ImageConfig,
@@ -163,10 +163,16 @@ def tiny_bundle(folder: Path, *, seed: int = 0, bias: float | None = None) -> Bu
 def give_means(bundle: Path, pictures: list[Image.Image], captions: list[str]) -> None:
     """Let a bundle know the means of its modalities, taken from these."""
     encoder = Encoder.load(bundle)
-    tree = json.loads((bundle / "bundle.json").read_text())
-    tree["modality_means"] = {
+    means = {
         "image": encoder.encode_images(pictures).mean(axis=0).tolist(),
         "text": encoder.encode_texts(captions).mean(axis=0).tolist(),
         "num_pairs": len(pictures),
     }
+    describe(bundle, modality_means=means)
+
+
+def describe(bundle: Path, **fields: Any) -> None:
+    """Set fields of a bundle's description, and the fingerprint that it has then."""
+    tree = {**json.loads((bundle / "bundle.json").read_text()), **fields}
+    tree["fingerprint"] = bundle_fingerprint(tree)
     (bundle / "bundle.json").write_text(json.dumps(tree))

@@ -9,19 +9,20 @@
     tokenizer_config.vlm.json     which tokenizer, and its context length
     bpe_simple_vocab_16e6.txt.gz  the merges of the byte-pair tokenizer, or
     tokenizer.json, tokenizer_config.json  those of a tokenizer of transformers
-    bundle.json                   kind of model, fingerprint, modality means, logit scale and
-                                  bias, provenance, metrics
+    bundle.json                   kind of model, fingerprint, SHA-256 of the other files, modality
+                                  means, logit scale and bias, provenance, metrics
 
-The fingerprint is a hash of everything that decides an embedding: weights, architecture,
-preprocessing and tokenizer. Embeddings of equal fingerprints may be compared, others never.
-Nothing in a bundle is unpickled.
+The fingerprint is a hash of everything that decides an embedding, a score or a probability: of
+bundle.json without name, provenance and metrics, and through it of the other files. Embeddings of
+equal fingerprints may be compared, others never. Nothing in a bundle is unpickled.
 """
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -32,6 +33,7 @@ from safetensors.torch import load_file, save_file
 
 from vlm.config import Config, validate_config
 from vlm.errors import BundleError, ConfigError
+from vlm.files import file_sha256
 from vlm.models import CoCa, CocaConfig, DualEncoder, Model
 from vlm.preprocess import (
     AnyTokenizerConfig,
@@ -47,19 +49,22 @@ __all__ = [
     "BundleInfo",
     "ModalityMeans",
     "bundle_files",
+    "bundle_fingerprint",
     "load_bundle",
     "read_bundle_info",
     "save_bundle",
     "verify_bundle",
 ]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 _WEIGHTS: Final = "model.safetensors"
 _OPEN_CLIP: Final = "open_clip_config.json"
 _COCA: Final = "coca_config.json"
 _TOKENIZER: Final = "tokenizer_config.vlm.json"
 _TEXT_TOWER: Final = "config.json"
 _BUNDLE: Final = "bundle.json"
+_UNDECISIVE: Final = frozenset({"fingerprint", "name", "provenance", "metrics"})
+"""Fields that no embedding, score or probability depends on."""
 _MISFITS: Final = (ConfigError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 
@@ -82,6 +87,8 @@ class BundleInfo(Config):
     """Whether `config.json`, the text tower of transformers, is one of its files."""
     fingerprint: str
     """64 hex digits."""
+    files: dict[str, str]
+    """SHA-256, in hex, of the other files."""
     dim: int
     logit_scale: float
     logit_bias: float | None = None
@@ -120,7 +127,8 @@ def save_bundle(
     `open_clip_config` is the `model_cfg` of a dual encoder; a CoCa knows its own.
 
     Raises:
-        BundleError: If `folder` exists and is not a bundle, which is never overwritten.
+        BundleError: If `folder` exists and is not a bundle, which is never overwritten, or a
+            number that decides is not finite.
     """
     if folder.exists() and not (folder / _BUNDLE).is_file():
         message = f"{folder}: exists and is not a bundle; choose another folder or remove it"
@@ -138,7 +146,8 @@ def save_bundle(
             name=name,
             model_kind=_kind(model),
             text_tower_file=has_text_tower_file,
-            fingerprint=_fingerprint(draft, hashed),
+            fingerprint="",
+            files={name: file_sha256(draft / name) for name in hashed},
             dim=dim,
             logit_scale=float(model.logit_scale().item()),
             logit_bias=None if model.logit_bias is None else float(model.logit_bias.item()),
@@ -148,7 +157,10 @@ def save_bundle(
             provenance=provenance or {},
             metrics=metrics or {},
         )
-        _write_json(draft / _BUNDLE, info.model_dump(mode="json"))
+        tree = info.model_dump(mode="json")
+        _require_finite(tree, folder)
+        info = info.model_copy(update={"fingerprint": bundle_fingerprint(tree)})
+        _write_json(draft / _BUNDLE, {**tree, "fingerprint": info.fingerprint})
         draft.chmod(0o755)
         _swap(draft, folder)
     except BaseException:
@@ -158,10 +170,11 @@ def save_bundle(
 
 
 def read_bundle_info(folder: Path) -> BundleInfo:
-    """Read `bundle.json` alone, without the weights.
+    """Read `bundle.json` alone, without the weights, and check it against the fingerprint.
 
     Raises:
-        BundleError: If the folder holds no bundle, or one of another format version.
+        BundleError: If the folder holds no bundle, or one of another format version, or its
+            description was altered since export.
     """
     path = folder / _BUNDLE
     try:
@@ -174,12 +187,56 @@ def read_bundle_info(folder: Path) -> BundleInfo:
         raise BundleError(message) from error
     found = tree.get("format_version") if isinstance(tree, dict) else None
     if found != FORMAT_VERSION:
-        message = f"{path}: format version {found!r}, this program reads {FORMAT_VERSION}"
+        message = (
+            f"{path}: format version {found!r}, this program reads {FORMAT_VERSION}; "
+            f"export the bundle again"
+        )
         raise BundleError(message)
     try:
-        return _located(validate_config(BundleInfo, tree, source=str(path)), folder)
+        info = validate_config(BundleInfo, tree, source=str(path))
     except ConfigError as error:
         raise BundleError(str(error)) from error
+    _require_finite(tree, path)
+    if (real := bundle_fingerprint(tree)) != info.fingerprint:
+        message = (
+            f"{path}: altered since export. {_BUNDLE} promises fingerprint "
+            f"{info.fingerprint[:12]}, its content has {real[:12]}; copy the bundle or export it "
+            f"again"
+        )
+        raise BundleError(message)
+    return _located(info, folder)
+
+
+def bundle_fingerprint(tree: Mapping[str, Any]) -> str:
+    """The fingerprint of a bundle whose `bundle.json` has this content: 64 hex digits."""
+    decisive = _decisive(tree)
+    # Where a tokenizer was found is no part of it: in a bundle it is the bundle itself.
+    decisive["tokenizer"] = {k: v for k, v in tree["tokenizer"].items() if k != "source"}
+    text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _decisive(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in tree.items() if name not in _UNDECISIVE}
+
+
+def _require_finite(tree: Mapping[str, Any], where: Path) -> None:
+    """JSON has no NaN, but Python reads and writes it, and answers would be made of it."""
+    for name, value in _decisive(tree).items():
+        if (found := _not_finite(value)) is not None:
+            message = (
+                f"{where}: {name} holds {found}, only finite numbers are allowed; "
+                f"export a model that has not diverged"
+            )
+            raise BundleError(message)
+
+
+def _not_finite(value: Any) -> float | None:
+    """The first number in there that is not finite."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for part in parts if (found := _not_finite(part)) is not None), None)
 
 
 def _located(info: BundleInfo, folder: Path) -> BundleInfo:
@@ -203,17 +260,18 @@ def verify_bundle(folder: Path) -> BundleInfo:
         BundleError: If files are missing or were altered since export.
     """
     info = read_bundle_info(folder)
-    try:
-        found = _fingerprint(folder, bundle_files(info)[:-1])
-    except OSError as error:
-        message = f"{folder}: incomplete, cannot read {error.filename} ({error.strerror})"
-        raise BundleError(message) from error
-    if found != info.fingerprint:
-        message = (
-            f"{folder}: altered since export. {_BUNDLE} promises fingerprint "
-            f"{info.fingerprint[:12]}, the files have {found[:12]}; copy the bundle again"
-        )
-        raise BundleError(message)
+    for name in bundle_files(info)[:-1]:
+        try:
+            found = file_sha256(folder / name)
+        except OSError as error:
+            message = f"{folder}: incomplete, cannot read {name} ({error.strerror})"
+            raise BundleError(message) from error
+        if found != info.files.get(name):
+            message = (
+                f"{folder}: altered since export. {name} is not what was written; copy the bundle "
+                f"or export it again"
+            )
+            raise BundleError(message)
     return info
 
 
@@ -288,14 +346,6 @@ def _read_model(folder: Path, kind: Literal["dual_encoder", "coca"]) -> Model:
     model = DualEncoder(tree)
     model.load_open_clip_state(load_file(folder / _WEIGHTS))
     return model
-
-
-def _fingerprint(folder: Path, names: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for name in names:
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _hashed_files(

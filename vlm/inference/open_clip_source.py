@@ -9,6 +9,7 @@ like any other, with a fingerprint. Weights are read from safetensors alone: oth
 have to be unpickled.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,9 +68,10 @@ def import_open_clip(source: str, folder: Path) -> BundleInfo:
     config = {"model_cfg": checkpoint.model_config, "preprocess_cfg": checkpoint.preprocessing}
     provenance = {"open_clip": name, "weights_sha256": file_sha256(weights), "config": config}
     if (folder / "bundle.json").is_file():
-        known = read_bundle_info(folder)
-        if known.provenance == provenance:
-            return known
+        with suppress(BundleError):  # of an older format, or altered: it is made again
+            known = read_bundle_info(folder)
+            if known.provenance == provenance:
+                return known
     _refuse_unknown_parts(source, checkpoint.model_config)
     try:
         return _convert(folder, checkpoint, provenance)

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vlm.inference import (
     BundleInfo,
     Encoder,
     ModalityMeans,
+    bundle_fingerprint,
     load_bundle,
     save_bundle,
 )
@@ -33,7 +35,8 @@ _MEANS_PAIRS = 2000
 def load_run(run: Path) -> Bundle:
     """The model of a run's newest checkpoint, as a bundle in memory.
 
-    Its fingerprint is that of the bundle which `export_run` would write.
+    It has no modality means, so its fingerprint is not that of the bundle which `export_run` would
+    write, though their embeddings are equal.
 
     Raises:
         CheckpointError: If the run has no checkpoint, or a damaged one.
@@ -51,7 +54,7 @@ def export_run(run: Path, folder: Path, *, console: Console) -> BundleInfo:
     """Write the bundle of a run's newest checkpoint, with modality means and metrics.
 
     The means are those of up to 2,000 training pairs. Metrics come from `evaluation.json` in the
-    run folder, if it was made from the same weights.
+    run folder, if it was made of this run at this step, or of this bundle.
 
     Raises:
         BundleError: If `folder` exists and is not a bundle.
@@ -67,7 +70,9 @@ def export_run(run: Path, folder: Path, *, console: Console) -> BundleInfo:
     console.print(f"modality means over up to {_MEANS_PAIRS} training pairs", highlight=False)
     locations = [source.shards for source in config.data.all_sources]
     means = modality_means(Encoder(bundle), locations, max_pairs=_MEANS_PAIRS)
-    metrics = _metrics(run / "evaluation.json", bundle.info.fingerprint, console)
+    described = bundle.info.model_copy(update={"modality_means": means}).model_dump(mode="json")
+    alike = {bundle.info.fingerprint, bundle_fingerprint(described)}
+    metrics = _metrics(run / "evaluation.json", alike, console)
     return _save(folder, config, checkpoint, means=means, metrics=metrics)
 
 
@@ -123,11 +128,11 @@ def _save(
     )
 
 
-def _metrics(path: Path, fingerprint: str, console: Console) -> dict[str, Any]:
+def _metrics(path: Path, alike: Collection[str], console: Console) -> dict[str, Any]:
     if not path.is_file():
         return {}
     tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if tree.get("model", {}).get("fingerprint") != fingerprint:
+    if tree.get("model", {}).get("fingerprint") not in alike:
         console.print(f"{path} is of other weights and is left out; run vlm evaluate again")
         return {}
     results: dict[str, Any] = tree.get("results", {})

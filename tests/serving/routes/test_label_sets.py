@@ -15,7 +15,7 @@ from serving.app import create_app
 from serving.services.label_sets import Calibration
 from serving.settings import ServingSettings
 from tests.serving.wire import data_url, picture, problem
-from tests.support import COLOURS, drawing, tiny_bundle
+from tests.support import COLOURS, describe, drawing, tiny_bundle
 from vlm.inference import Encoder, class_embeddings, exclusive_probabilities, normalised
 from vlm.inference.temperature import TEMPERATURE_RANGE
 
@@ -132,10 +132,7 @@ def test_words_beside_images_need_to_know_where_the_modalities_lie(
     refused = client.put(f"{SETS}/both", json={"classes": classes})
     assert "no modality means" in problem(refused, 422)
     means: dict[str, Any] = {"image": [0.1] * 16, "text": [-0.2] * 16, "num_pairs": 9}
-    tree = json.loads((tmp_path / "models/other/bundle.json").read_text())
-    (tmp_path / "models/other/bundle.json").write_text(
-        json.dumps({**tree, "modality_means": means})
-    )
+    describe(tmp_path / "models/other", modality_means=means)
     client.post("/v1/models/other/load")
     put(client, "both", classes=classes)  # one of the models can answer
     said = problem(client.post("/v1/classify", json=body(label_set="both")), 422)

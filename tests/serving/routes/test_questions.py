@@ -14,7 +14,7 @@ from serving.app import create_app
 from serving.settings import ServingSettings
 from serving.stores import EmbeddedStore, Item
 from tests.serving.wire import data_url, picture, problem
-from tests.support import COLOURS, drawing
+from tests.support import COLOURS, describe, drawing
 from vlm.inference import Encoder
 
 SHAPES = ("circle", "square")
@@ -33,12 +33,11 @@ def client(
     """A gallery of pictures alone, of a bundle that knows the means of its modalities."""
     root = tmp_path_factory.mktemp("questions")
     shutil.copytree(bundle, root / "bundle")
-    tree = json.loads((root / "bundle" / "bundle.json").read_text())
     texts = encoder.encode_texts(NAMES)
-    tree["modality_means"] = {
+    means = {
         "image": rows.mean(axis=0).tolist(), "text": texts.mean(axis=0).tolist(), "num_pairs": 16,
     }  # fmt: skip
-    (root / "bundle" / "bundle.json").write_text(json.dumps(tree))
+    describe(root / "bundle", modality_means=means)
     settings = ServingSettings(bundle=root / "bundle", index=root / "index")
     with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
         items = [
@@ -86,7 +85,8 @@ def test_a_text_that_another_process_stores_changes_how_the_gallery_is_ranked(
     client: TestClient, encoder: Encoder
 ) -> None:
     index = client.app.state.services.settings.index  # type: ignore[attr-defined] # of the app inside
-    other = EmbeddedStore(index, fingerprint=encoder.fingerprint, dim=encoder.info.dim)
+    fingerprint = client.get("/v1/model").json()["fingerprint"]
+    other = EmbeddedStore(index, fingerprint=fingerprint, dim=encoder.info.dim)
     assert not ask(client, text="red")["centred"]
     other.upsert([Item(id="words", vector=encoder.encode_texts(["red"])[0], modality="text")])
     assert ask(client, text="red")["centred"]
@@ -113,7 +113,8 @@ def test_parts_are_added_up_in_the_centred_space(
     order = [NAMES[n] for n in np.argsort(-(images @ query)) if NAMES[n] != "red circle"]
     assert ids(answer) == order
     vector = {"vector": rows[3].tolist(), "modality": "image"}
-    by_vector = ask(client, parts=[vector], model=encoder.fingerprint, limit=1)
+    fingerprint = client.get("/v1/model").json()["fingerprint"]
+    by_vector = ask(client, parts=[vector], model=fingerprint, limit=1)
     assert ids(by_vector) == [NAMES[3]]
 
 

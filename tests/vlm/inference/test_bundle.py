@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.support import TINY_MODEL, drawing, tiny_bundle
+from tests.support import TINY_MODEL, describe, drawing, tiny_bundle
 from vlm.errors import BundleError
 from vlm.inference import Encoder, load_bundle, read_bundle_info, save_bundle
 from vlm.models import DualEncoder, DualEncoderConfig, clamp_logit_scale
@@ -118,15 +118,69 @@ def test_an_altered_bundle_is_refused(tmp_path: Path) -> None:
     state = load_file(path)
     state["logit_scale"] += 1
     save_file(state, path)
-    with pytest.raises(BundleError, match="altered since export"):
+    with pytest.raises(BundleError, match=r"altered since export. model.safetensors is not what"):
         load_bundle(tmp_path / "b")
+
+
+ZEROS = [0.0] * 16
+DECISIVE: list[tuple[str, object]] = [
+    ("image", {"size": 32, "mean": [0.1, 0.2, 0.3]}),
+    ("tokenizer", {"type": "simple", "context_length": 8}),
+    ("logit_scale", 1.0),
+    ("logit_bias", -3.0),
+    ("modality_means", {"image": ZEROS, "text": ZEROS, "num_pairs": 1}),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), DECISIVE)
+def test_the_fingerprint_covers_what_the_description_decides(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    before = tiny_bundle(tmp_path / "b").fingerprint
+    path = tmp_path / "b" / "bundle.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    for read in (load_bundle, read_bundle_info):
+        with pytest.raises(BundleError, match=r"bundle.json: altered since export.* export it ag"):
+            read(tmp_path / "b")
+    describe(tmp_path / "b", **{field: value})
+    assert load_bundle(tmp_path / "b").info.fingerprint != before
+
+
+def test_what_decides_nothing_may_be_written_into_the_description(tmp_path: Path) -> None:
+    before = tiny_bundle(tmp_path / "b").fingerprint
+    describe(tmp_path / "b", name="another", metrics={"top1": 0.5}, provenance={"by": "hand"})
+    assert load_bundle(tmp_path / "b").info.fingerprint == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "found"),
+    [
+        ("logit_scale", float("nan"), "nan"),
+        ("logit_bias", float("-inf"), "-inf"),
+        ("image", {"size": 32, "std": [0.5, float("inf"), 0.5]}, "inf"),
+        ("modality_means", {"image": [float("nan")], "text": [0.0], "num_pairs": 1}, "nan"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused(
+    tmp_path: Path, field: str, value: object, found: str
+) -> None:
+    tiny_bundle(tmp_path / "b")
+    describe(tmp_path / "b", **{field: value})
+    with pytest.raises(BundleError, match=f"bundle.json: {field} holds {found}, only finite"):
+        load_bundle(tmp_path / "b")
+
+
+def test_a_model_that_diverged_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="logit_bias holds nan"):
+        tiny_bundle(tmp_path / "b", bias=float("nan"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "open_clip_config.json"])
 def test_an_incomplete_bundle_names_what_is_missing(tmp_path: Path, name: str) -> None:
     tiny_bundle(tmp_path / "b")
     (tmp_path / "b" / name).unlink()
-    with pytest.raises(BundleError, match=f"incomplete, cannot read .*{name}"):
+    with pytest.raises(BundleError, match=f"incomplete, cannot read {name}"):
         load_bundle(tmp_path / "b")
 
 
@@ -135,8 +189,8 @@ def test_an_incomplete_bundle_names_what_is_missing(tmp_path: Path, name: str) -
     [
         (None, "not a bundle"),
         ("{", "not valid JSON"),
-        ('{"format_version": 99}', "format version 99, this program reads 1"),
-        ('{"format_version": 1, "nmae": 1}', "nmae: no such key; did you mean 'name'"),
+        ('{"format_version": 99}', "version 99, .* reads 2; export .* again"),
+        ('{"format_version": 2, "nmae": 1}', "nmae: no such key; did you mean 'name'"),
     ],
 )
 def test_a_folder_that_is_no_bundle_is_told(tmp_path: Path, content: str | None, said: str) -> None:
