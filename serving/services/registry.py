@@ -19,7 +19,14 @@ from serving.errors import BadInputError, ConflictError, NotFoundError, Overload
 from serving.metrics import Metrics
 from serving.services.captioning import CaptionWriter
 from serving.services.embedding import Embedder
-from serving.services.shelf import BUNDLE_NAMES, is_bundle_name, local_bundle, open_shelf
+from serving.services.shelf import (
+    BUNDLE_NAMES,
+    is_bundle_name,
+    is_fingerprint,
+    local_bundle,
+    open_shelf,
+    without_places,
+)
 from serving.services.workers import Workers
 from serving.settings import ServingSettings
 from vlm.errors import BundleError, StoreError
@@ -74,9 +81,15 @@ class Registry:
         """
         folder = await asyncio.to_thread(local_bundle, self._settings)
         info = await asyncio.to_thread(read_bundle_info, folder)
+        if is_fingerprint(info.name):
+            message = f"{folder}: calls itself {info.name!r}, like a fingerprint; {BUNDLE_NAMES}"
+            raise BundleError(message)
         self._default_name = info.name
         await self._serve(info.name, folder)
         for name in self._settings.preload:
+            if not is_bundle_name(name):
+                message = f"preload: a model cannot be called {name!r}: {BUNDLE_NAMES}"
+                raise BundleError(message)
             found = await asyncio.to_thread(self._shelf.folder, name)
             if found is None:
                 known = ", ".join(await self.available()) or "none"
@@ -161,7 +174,8 @@ class Registry:
                     raise NotFoundError(message)
                 return await self._serve(name, folder)
             except BundleError as error:
-                message = f"bundle {wanted!r} cannot be served: {_without_places(error)}"
+                why = without_places(str(error), self._settings)
+                message = f"bundle {wanted!r} cannot be served: {why}"
                 raise BadInputError(message) from error
             except StoreError as error:
                 _log.warning("a bundle could not be fetched", extra={"reason": str(error)})
@@ -241,12 +255,6 @@ class Registry:
             self._metrics.model.remove(*labels)
 
 
-def _without_places(error: BundleError) -> str:
-    """What is wrong, without the folder or address at the front, which are not the client's."""
-    place, _, rest = str(error).partition(": ")
-    return rest if "/" in place and rest else str(error)
-
-
 def _gated(
     folder: Path, settings: ServingSettings
 ) -> tuple[Encoder, Captioner | None, tuple[Figures, ...]]:
@@ -264,4 +272,12 @@ def _gated(
         choice = gated_runtime(name, bundle, device=device, cache=cache, streams=streams)
     writes = bundle.info.model_kind == "coca"
     captioner = Captioner(bundle, device=settings.device) if writes else None
-    return Encoder(bundle, runtime=choice.runtime), captioner, choice.figures
+    figures = tuple(_for_clients(entry, settings) for entry in choice.figures)
+    return Encoder(bundle, runtime=choice.runtime), captioner, figures
+
+
+def _for_clients(figures: Figures, settings: ServingSettings) -> Figures:
+    """The same; why a runtime may not answer is told without the folder of its export."""
+    if figures.refused is None:
+        return figures
+    return figures.model_copy(update={"refused": without_places(figures.refused, settings)})

@@ -10,13 +10,26 @@ from serving.settings import ServingSettings
 from vlm.errors import StoreError
 from vlm.inference import cached_bundle, stored_bundles
 
-__all__ = ["Shelf", "is_bundle_name", "local_bundle", "open_shelf"]
+__all__ = [
+    "Shelf",
+    "is_bundle_name",
+    "is_fingerprint",
+    "local_bundle",
+    "open_shelf",
+    "without_places",
+]
 
 _log = logging.getLogger(__name__)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_FINGERPRINT: Final = re.compile(r"[0-9A-Fa-f]{64}")
+_PLACE: Final = re.compile(
+    r"""(?<![\w.~/-])(?:[A-Za-z][\w+.-]*://|~?/|\.{1,2}/)(?:[^\s'"(),:;]|:(?=\S))*"""
+)
+"""A path from the root, from home or from here, or a URL."""
 _LOOK_SECONDS: Final = 30
 BUNDLE_NAMES: Final = (
-    "names are of 1 to 128 letters, digits, dots, hyphens and underscores, a letter or digit first"
+    "names are of 1 to 128 letters, digits, dots, hyphens and underscores, a letter or digit "
+    "first, and not 64 hexadecimal digits, which are a fingerprint"
 )
 
 
@@ -58,7 +71,22 @@ def local_bundle(settings: ServingSettings) -> Path:
 
 def is_bundle_name(text: str) -> bool:
     """Whether a bundle or a model may be called that."""
-    return _NAME.fullmatch(text) is not None
+    return _NAME.fullmatch(text) is not None and not is_fingerprint(text)
+
+
+def is_fingerprint(text: str) -> bool:
+    """Whether it looks like one: a request may name a model by it, so no other may answer to it."""
+    return _FINGERPRINT.fullmatch(text) is not None
+
+
+def without_places(text: str, settings: ServingSettings) -> str:
+    """What is wrong with a bundle, for clients: no path or URL is left, but their last names."""
+    beside = settings.bundle.parent if isinstance(settings.bundle, Path) else None
+    known = (settings.models, settings.bundle_cache.expanduser(), settings.runtimes, beside)
+    for place in known:  # these may be relative, or have spaces
+        if place is not None:
+            text = text.replace(f"{str(place).rstrip('/')}/", "")
+    return _PLACE.sub(lambda found: found[0].rstrip("/").rpartition("/")[2], text)
 
 
 class _LocalShelf:

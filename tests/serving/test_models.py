@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from serving.app import create_app
 from serving.settings import ServingSettings
 from tests.serving.wire import data_url, picture, problem
-from tests.support import tiny_bundle
+from tests.support import describe, tiny_bundle
 from vlm.errors import BundleError
 from vlm.inference import Encoder
 
@@ -161,10 +161,39 @@ def test_what_cannot_be_loaded_changes_nothing(client: TestClient, models: Path)
     assert str(models) not in said
     for bundle in ("absent", "empty", "../models/first", str(models / "first"), "."):
         problem(client.post("/v1/models/first/load", json={"bundle": bundle}), 404)
+    shutil.copytree(models / "second", models / "broken", dirs_exist_ok=True)
+    (models / "broken/model.safetensors").unlink()
+    said = problem(client.post("/v1/models/first/load", json={"bundle": "broken"}), 422)
+    assert "'broken' cannot be served: broken: incomplete, cannot read model.safetensors" in said
+    assert "/" not in said
+    shutil.rmtree(models / "broken")
     problem(client.post("/v1/models/a%2fb/load", json={"bundle": "first"}), 404)
     said = problem(client.post("/v1/models/a%20b/load", json={"bundle": "first"}), 422)
     assert "a model cannot be called 'a b'" in said
     assert row(client, "first") == before
+
+
+def test_no_name_may_look_like_a_fingerprint(
+    client: TestClient, models: Path, bundle: Path
+) -> None:
+    default = Encoder.load(bundle).fingerprint
+    for name in (default, default.upper(), "0" * 64):
+        said = problem(client.post(f"/v1/models/{name}/load", json={"bundle": "second"}), 422)
+        assert "64 hexadecimal digits, which are a fingerprint" in said
+    assert row(client, default) == expected(bundle)
+    shutil.copytree(models / "second", models / default, dirs_exist_ok=True)
+    assert default not in client.get("/v1/models").json()["available"]
+    shutil.rmtree(models / default)
+
+
+def test_a_default_model_that_calls_itself_like_a_fingerprint_stops_the_start(
+    bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bundle, tmp_path / "b")
+    describe(tmp_path / "b", name="f" * 64)
+    settings = ServingSettings(bundle=tmp_path / "b", index=tmp_path / "i")
+    with pytest.raises(BundleError, match="like a fingerprint"), TestClient(create_app(settings)):
+        pass
 
 
 def test_requests_that_began_with_a_model_end_with_it(client: TestClient) -> None:
@@ -179,7 +208,12 @@ def test_requests_that_began_with_a_model_end_with_it(client: TestClient) -> Non
 
 
 @pytest.mark.parametrize(
-    ("preload", "said"), [(["absent"], "no bundle 'absent'"), (["tiny"], "no bundle 'tiny'")]
+    ("preload", "said"),
+    [
+        (["absent"], "no bundle 'absent'"),
+        (["tiny"], "no bundle 'tiny'"),
+        (["a" * 64], "cannot be called 'aaa.*64 hexadecimal digits"),
+    ],
 )
 def test_a_preload_that_is_not_there_stops_the_start(
     bundle: Path, models: Path, tmp_path: Path, preload: list[str], said: str

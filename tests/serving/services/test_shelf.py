@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.app import create_app
+from serving.services.shelf import without_places
 from serving.settings import ServingSettings, load_settings
 from tests.object_stores import s3_environment, s3_server
 from tests.serving.wire import problem
@@ -74,6 +75,23 @@ def test_a_silent_store_leaves_what_is_known_and_served(
         answer = client.post("/v1/models/other/load")
         assert "does not answer" in problem(answer, 503)
         assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/srv/a/b: incomplete, cannot read /srv/a/b/w.safetensors (No", "b: incomplete, cannot"),
+        ("s3://host:9000/x/b: not a bundle", "b: not a bundle"),
+        ("shelf of mine/b/bundle.json:\n  nmae: no such key", "b/bundle.json:\n  nmae: no"),
+        ("~/x/b: see '../y/b' (/z/b)", "b: see 'b' (b)"),
+        ("12.0 images/s, 3 and/or 4; it is n/a", "12.0 images/s, 3 and/or 4; it is n/a"),
+    ],
+)
+def test_clients_see_no_place_of_a_bundle(text: str, left: str) -> None:
+    settings = ServingSettings(models=Path("shelf of mine"))
+    found = without_places(text, settings)
+    assert found.startswith(left)
+    assert "/srv" not in found
 
 
 def test_a_place_of_bundles_is_a_folder_or_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
