@@ -111,7 +111,7 @@ class Client(_Connected[httpx.Client]):
 
     def search(self, query: str | Image, **options: Any) -> list[Found]:
         """Stored items nearest to a text or an image; `options` are `limit` and `filter`."""
-        return self._ask(_search(query, options))
+        return self._ask(_search(query, self._model, options))
 
     def caption(self, images: Sequence[Image], **options: Any) -> list[str]:
         """A caption for each image; `options` are `search` and `seed`."""
@@ -164,7 +164,7 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
         return list(chain.from_iterable(found))
 
     async def search(self, query: str | Image, **options: Any) -> list[Found]:
-        return await self._ask(_search(query, options))
+        return await self._ask(_search(query, self._model, options))
 
     async def caption(self, images: Sequence[Image], **options: Any) -> list[str]:
         found = await self._ask_all(_caption(images, self._model, options))
@@ -197,7 +197,7 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
 
 
 def _embed(inputs: Sequence[str | Image], model: str | None) -> list[_Call[np.ndarray]]:
-    _refuse_single(inputs, "inputs")
+    _refuse_unlisted("inputs", inputs, (str, Path, bytes))
     if not inputs:
         message = "there is nothing to embed: no text and no image"
         raise ClientError(message)
@@ -214,10 +214,19 @@ def _embed(inputs: Sequence[str | Image], model: str | None) -> list[_Call[np.nd
     ]
 
 
-def _refuse_single(given: object, name: str) -> None:
-    """A text is a sequence of texts, one a letter, which nobody means."""
-    if isinstance(given, str | bytes | Path):
+def _refuse_unlisted(name: str, given: object, kinds: tuple[type, ...]) -> None:
+    """A text is a sequence of texts too, one a letter, which nobody means."""
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
         message = f"{name} is one {type(given).__name__}; give a list of them"
+        raise ClientError(message)
+    for number, entry in enumerate(given):
+        _refuse_others(f"{name}.{number}", entry, kinds)
+
+
+def _refuse_others(name: str, given: object, kinds: tuple[type, ...]) -> None:
+    if not isinstance(given, kinds):
+        texts = "a text is str, " if str in kinds else ""
+        message = f"{name} is a {type(given).__name__}; {texts}an image is a Path or bytes"
         raise ClientError(message)
 
 
@@ -249,7 +258,7 @@ def _classify(
             for result in tree["results"]
         ]
 
-    _refuse_single(images, "images")
+    _refuse_unlisted("images", images, (Path, bytes))
     urls = [_url(image) for image in images]
     return [
         _Call(
@@ -263,20 +272,23 @@ def _classify(
     ]
 
 
-def _search(query: str | Image, options: Mapping[str, Any]) -> _Call[list[Found]]:
+def _search(
+    query: str | Image, model: str | None, options: Mapping[str, Any]
+) -> _Call[list[Found]]:
     def read(tree: Any) -> list[Found]:
         names = ("id", "score", "text", "metadata")
         return [Found(**{name: hit[name] for name in names}) for hit in tree["results"]]
 
+    _refuse_others("the query", query, (str, Path, bytes))
     asked = {"text": query} if isinstance(query, str) else {"image": _url(query)}
     files = {"image": query} if isinstance(query, Path) else {}
-    return _Call("POST", "/v1/search", read, {**asked, **options}, files)
+    return _Call("POST", "/v1/search", read, {**asked, "model": model, **options}, files)
 
 
 def _caption(
     images: Sequence[Image], model: str | None, options: Mapping[str, Any]
 ) -> list[_Call[list[str]]]:
-    _refuse_single(images, "images")
+    _refuse_unlisted("images", images, (Path, bytes))
     urls = [_url(image) for image in images]
     return [
         _Call(

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tests.serving.conftest import Server, running
 from tests.serving.wire import picture
 from tests.support import drawing
 from vlm.cli.main import app
+from vlm.cli.search import _filter
 from vlm.client import AsyncClient, Client, ClientError, Shown, _parts
 from vlm.errors import ConfigError, DataError, VlmError
 from vlm.inference import Encoder
@@ -109,8 +112,10 @@ def test_refusals_are_told_in_the_servers_words(client: Client, tmp_path: Path) 
         with pytest.raises(ClientError, match=r"422: /.*spoiled.png: not a readable image"):
             call()
     other = Client(str(client._http.base_url), model="x")
-    with other, pytest.raises(ClientError, match="no model is called 'x'"):
-        other.embed(["a"])
+    with other:
+        for call in (lambda: other.embed(["a"]), lambda: other.search("a")):
+            with pytest.raises(ClientError, match="no model is called 'x'"):
+                call()
     with pytest.raises(ClientError, match=r"absent.png: cannot be read \(No such file"):
         client.caption([tmp_path / "absent.png"])
     nowhere = Client("http://127.0.0.1:1")
@@ -131,6 +136,28 @@ def test_what_no_request_can_hold_is_told_before_it_is_sent(client: Client) -> N
     for key in ("schl\u00fcssel", "two\nlines"):
         with pytest.raises(ClientError, match="characters that no header can carry"):
             Client("http://127.0.0.1:1", key=key)
+
+
+WRONG = {
+    "embed(None)": "inputs is one NoneType; give a list of them",
+    "embed(text for text in 'ab')": "inputs is one generator; give a list of them",
+    "embed(['red', None])": "inputs.1 is a NoneType; a text is str, an image is a Path or bytes",
+    "classify(None, labels=['a'])": "images is one NoneType; give a list of them",
+    "classify(['red.png'], labels=['a'])": "images.0 is a str; an image is a Path or bytes",
+    "caption(['red.png'])": "images.0 is a str; an image is a Path or bytes",
+    "search(None)": "the query is a NoneType; a text is str, an image is a Path or bytes",
+}
+
+
+def test_what_is_of_another_type_is_told_with_what_is_allowed() -> None:
+    # In a process of its own: here types are checked before the client sees them.
+    lines = ["from vlm.client import Client, ClientError", "client = Client('http://127.0.0.1:1')"]
+    for call in WRONG:
+        lines += ["try:", f"    client.{call}", "except ClientError as error:", "    print(error)"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == list(WRONG.values()), done.stderr
 
 
 def test_a_busy_server_is_asked_again_as_often_as_allowed_and_not_more() -> None:
@@ -249,6 +276,8 @@ def test_the_load_generator_tells_rates_and_what_was_refused(
         (["embed", "absent"], DataError, "absent: cannot be read as an image"),
         (["search"], ConfigError, "say what to look for"),
         (["search", "a", "--where", "b"], ConfigError, "expected key=value"),
+        (["search", "a", "--where", "b={"], ConfigError, "--where 'b={': '{' is not valid YAML"),
+        (["search", "a", "--where", "b=@"], ConfigError, "put quotes around"),
         (["search", "a", "--index", "absent"], DataError, "no collection"),
         (["search", "a", "--server", "x", "--key-file", "absent"], ConfigError, "key cannot be"),
         (
@@ -265,6 +294,20 @@ def test_mistakes_are_told_before_anything_is_done(
 ) -> None:
     with pytest.raises(kind, match=said):
         run(*arguments)
+
+
+def test_a_date_in_a_filter_stays_a_text() -> None:
+    pairs = ["d=2020-01-01", "t=2020-13-45 99:00:00", "n=3", "y={gte: 2}", "w=two words"]
+    assert _filter(pairs) == {
+        "d": "2020-01-01", "t": "2020-13-45 99:00:00", "n": 3, "y": {"gte": 2}, "w": "two words",
+    }  # fmt: skip
+
+
+def test_a_key_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"\xff\xfe\x00")
+    ask = ["embed", "--text", "a", "--server", "http://127.0.0.1:1", "--key-file", tmp_path / "key"]
+    with pytest.raises(ConfigError, match="the key cannot be read"):
+        run(*ask)
 
 
 def test_a_key_comes_from_the_environment_or_a_file(

@@ -40,7 +40,7 @@ def key_of(key: str | None, key_file: Path | None) -> str | None:
     """The key of a file, if one is named, or the one given.
 
     Raises:
-        ConfigError: If the file cannot be read.
+        ConfigError: If the file cannot be read, or holds no text.
     """
     if key_file is None:
         return key
@@ -48,6 +48,9 @@ def key_of(key: str | None, key_file: Path | None) -> str | None:
         return key_file.read_text(encoding="utf-8").strip()
     except OSError as error:
         message = f"{key_file}: the key cannot be read ({error.strerror})"
+        raise ConfigError(message) from error
+    except UnicodeDecodeError as error:
+        message = f"{key_file}: the key cannot be read (not UTF-8 text); a key is printable ASCII"
         raise ConfigError(message) from error
 
 

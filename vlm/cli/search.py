@@ -18,6 +18,16 @@ _IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 """Of what cannot be meant as words."""
 
 
+class _Values(yaml.SafeLoader):
+    """YAML without dates, which no filter knows."""
+
+    def keep_text(self, node: Any) -> str:
+        return str(node.value)
+
+
+_Values.add_constructor("tag:yaml.org,2002:timestamp", _Values.keep_text)
+
+
 def search(
     query: Annotated[
         str | None, typer.Argument(help="What the pictures should show, or an image file.")
@@ -55,14 +65,21 @@ def search(
 
 
 def _filter(pairs: list[str]) -> dict[str, Any]:
-    """Values are read as YAML: true, 3 and words."""
+    """Values are read as YAML: true, 3 and words; what looks like a date stays a text."""
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             message = f"--where {pair!r}: expected key=value"
             raise ConfigError(message)
-        found[name] = yaml.safe_load(value)
+        try:
+            found[name] = yaml.load(value, _Values)
+        except yaml.YAMLError as error:
+            message = (
+                f"--where {pair!r}: {value!r} is not valid YAML; expected true, 3, words, or "
+                f"operators such as {{gte: 3}}; put quotes around a text with other signs"
+            )
+            raise ConfigError(message) from error
     return found
 
 
