@@ -47,7 +47,7 @@ def test_a_folder_of_open_clip_gives_its_embeddings_scale_and_preprocessing(
     source = tmp_path / "theirs"
     open_clip_folder(source)
     monkeypatch.chdir(tmp_path)
-    folder = bundle_folder(f"local-dir:{source}")
+    folder = bundle_folder(f"local-dir:{source}", tmp_path / "cache")
     assert folder == Path("runs/theirs/bundle")
     encoder = Encoder.load(folder)
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{source}")
