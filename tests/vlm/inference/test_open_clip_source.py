@@ -69,6 +69,8 @@ def test_a_bundle_is_made_once_and_again_when_the_folder_changes(tmp_path: Path)
     written = (folder / "bundle.json").stat().st_mtime_ns
     assert import_open_clip(source, folder) == first
     assert (folder / "bundle.json").stat().st_mtime_ns == written
+    (folder / "bundle.json").write_text('{"format_version": 1}')  # of an older program
+    assert import_open_clip(source, folder) == first
     open_clip_folder(tmp_path / "m")
     assert import_open_clip(source, folder).fingerprint != first.fingerprint
 
