@@ -8,7 +8,6 @@ taken away first; a plain text among pictures alone is ranked by its cosine.
 
 import asyncio
 import base64
-import binascii
 import json
 import time
 from collections.abc import Sequence
@@ -50,6 +49,8 @@ __all__ = ["Answer", "Part", "Question", "Searcher", "Tuning"]
 
 Geometry = Literal["auto", "raw", "centred"]
 _MAX_DEPTH: Final = 10_000
+_MOST_SCORE: Final = 1.01
+"""A cosine, with room for what rounding adds."""
 _SAMPLE: Final = 512
 _REMEMBER_SECONDS: Final = 300.0
 
@@ -389,10 +390,12 @@ def _read_cursor(text: str | None) -> _Last:
     if text is None:
         return _Last()
     try:
-        score, item_id, seen = json.loads(base64.urlsafe_b64decode(text.encode()))
-        if 0 < int(seen) < _MAX_DEPTH:
-            return _Last((-float(score), str(item_id)), int(seen))
-    except (ValueError, TypeError, binascii.Error):
+        match json.loads(base64.urlsafe_b64decode(text.encode())):
+            case [float() | int() as score, str() as item_id, int() as seen] if (
+                abs(score) <= _MOST_SCORE and 0 < seen < _MAX_DEPTH
+            ):
+                return _Last((-score, item_id), seen)
+    except (ValueError, RecursionError):  # a client may make up lists within lists within lists
         pass
     message = "after: not what a page before has given as next"
     raise BadInputError(message)
