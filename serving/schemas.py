@@ -87,6 +87,9 @@ ImageSource = Annotated[
 
 
 def _addressable(item_id: str) -> str:
+    if item_id in (".", ".."):
+        message = f"{item_id!r} cannot be an id: clients drop it from a path; choose another"
+        raise ValueError(message)
     if item_id.endswith("/thumbnail"):
         message = "an id cannot end with /thumbnail, the path of an item's picture"
         raise ValueError(message)

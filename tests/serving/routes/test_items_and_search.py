@@ -192,6 +192,9 @@ def test_metadata_as_deep_as_may_be_comes_back(client: TestClient) -> None:
         ({"text": " "}, "items.1: needs an image or a text"),
         ({"image": "bm8gaW1hZ2U="}, "items.1.image: not a readable image"),
         ({"text": "x", "id": ""}, "body.items.1.id"),
+        # Clients that normalise paths could neither get nor remove them.
+        ({"text": "x", "id": "."}, "body.items.1.id: '.' cannot be an id"),
+        ({"text": "x", "id": ".."}, "body.items.1.id: '..' cannot be an id"),
         ({"text": "x", "metadata": {"x": "y" * 20_000}}, "body.items.1.metadata"),
         ({"text": "x", "metadata": {"x": "\ud800"}}, "body.items.1.metadata"),
         ({"text": "x", "metadata": [1]}, "body.items.1.metadata"),
