@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.errors import ConflictError, NotFoundError
 from serving.routes.bodies import body_schema, parse_body
 from serving.routes.state import ServicesDep
 from serving.schemas import ModelName
@@ -113,7 +114,12 @@ async def get_collection(name: str, services: ServicesDep) -> CollectionOut:
 async def create_collection(name: str, request: Request, services: ServicesDep) -> CollectionOut:
     """Make an empty collection; the one there is stays as it is."""
     body = await parse_body(request, NewCollection) if await request.body() else NewCollection()
-    return await _described(await services.collections.create(name, body.model))
+    collection = await services.collections.create(name, body.model)
+    try:
+        return await _described(collection)
+    except NotFoundError as error:
+        message = f"collection {name!r} was removed while it was made; make it again"
+        raise ConflictError(message) from error
 
 
 @router.delete("/{name}", status_code=204)

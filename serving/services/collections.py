@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from serving.errors import BadInputError, ConflictError, NotFoundError
+from serving.errors import BadInputError, ConflictError, NotFoundError, ServingError
 from serving.metrics import Metrics
 from serving.services.catalogs import open_catalog
 from serving.services.embedding import Embedder
@@ -126,7 +126,7 @@ class Collections:
         collection = self._still_open(known)
         if collection is None:
             try:
-                collection = await self._open_known(known)
+                collection = await self._open_found(asked)
             except ConflictError as error:
                 # An alias was switched before its model is served: the old one goes on answering.
                 if asked not in self._last or to_write:
@@ -139,9 +139,11 @@ class Collections:
         if self._last.get(asked) is not collection:
             self._last[asked] = collection
             await self.settle()
-            if known.name not in self._open:  # its model was unloaded while it was being opened
+            if (
+                collection.name not in self._open
+            ):  # its model was unloaded while it was being opened
                 return await self.get(name, to_write=to_write)
-            collection = self._open[known.name]
+            collection = self._open[collection.name]
         return collection
 
     async def settle(self) -> None:
@@ -184,7 +186,7 @@ class Collections:
                     f"{known.info.fingerprint[:12]}, and not of {embedder.info.fingerprint[:12]}"
                 )
                 raise ConflictError(message)
-            if name not in self._open:
+            if known is None or self._still_open(known) is None:
                 self._open[name] = await asyncio.to_thread(self._opened, name, embedder)
             return self._open[name]
 
@@ -269,6 +271,9 @@ class Collections:
                 target=self._settings.recall_target,
                 known=collection.measurement,
             )
+            known = await asyncio.to_thread(self._catalog.find, collection.name)
+            if known is None or known.made != collection.store.made:
+                raise await self._none_of(collection.name)
             note = written(measurement)
             await asyncio.to_thread(self._catalog.note, collection.name, note)
             collection.tuning.measurement = measurement
@@ -288,7 +293,8 @@ class Collections:
         collection = self._open.get(known.name)
         if collection is None:
             return None
-        if collection.store.fingerprint != known.info.fingerprint:
+        told = collection.store.fingerprint, collection.store.made
+        if told != (known.info.fingerprint, known.made):
             del self._open[known.name]
             return None
         if known.note != collection.tuning.note:
@@ -298,9 +304,13 @@ class Collections:
         return collection
 
     async def _measure_if_needed(self, collection: Collection) -> None:
-        with self._catalog.alone(collection.name) as alone:
-            if alone:
-                await self._measure_alone(collection)
+        try:
+            with self._catalog.alone(collection.name) as alone:
+                if alone:
+                    await self._measure_alone(collection)
+        except ServingError as error:  # it may have been removed meanwhile
+            told = {"collection": collection.name, "reason": str(error)}
+            _log.warning("a collection could not be measured", extra=told)
 
     async def _measure_alone(self, collection: Collection) -> None:
         least = self._settings.exact_below
@@ -323,6 +333,14 @@ class Collections:
                 "the index misses too much at every effort; searches are exact, and slower",
                 extra={"collection": collection.name, "target": found.target},
             )
+
+    async def _open_found(self, asked: str) -> Collection:
+        """Open a collection while nobody in this process removes it, or makes it anew."""
+        async with self._changes:
+            known = await asyncio.to_thread(self._catalog.find, asked)
+            if known is None:
+                raise await self._none_of(asked)
+            return self._still_open(known) or await self._open_known(known)
 
     async def _open_known(self, known: Known) -> Collection:
         name, fingerprint = known.name, known.info.fingerprint

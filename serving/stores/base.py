@@ -84,6 +84,15 @@ class Store(Protocol):
     @property
     def dim(self) -> int: ...
 
+    @property
+    def made(self) -> object:
+        """Another one for a collection of the same name that was made after this was removed.
+
+        Of a collection that was removed, methods raise NotFoundError. None: the store looks its
+        collection up by name each time.
+        """
+        ...
+
     def upsert(self, items: Sequence[Item]) -> None:
         """Insert items, replacing those of the same id; all of them or none."""
         ...

@@ -1,14 +1,16 @@
 """What collections there are, and the names that stand for them."""
 
+import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from fcntl import LOCK_EX, LOCK_NB, flock
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from pathlib import Path
-from typing import Final, Protocol
+from typing import IO, Final, Protocol
 
-from serving.errors import BadInputError
+from serving.errors import BadInputError, ConflictError
 from serving.stores.base import CollectionInfo, Store
 
 __all__ = [
@@ -17,12 +19,15 @@ __all__ = [
     "Known",
     "check_collection_name",
     "is_collection_name",
+    "kept_in_place",
     "only_one",
     "replace_whole",
 ]
 
 DEFAULT: Final = "default"
 """The collection of requests that name none."""
+_LOCK: Final = ".changing"
+_PATIENCE_SECONDS: Final = 5.0
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -34,6 +39,8 @@ class Known:
     info: CollectionInfo
     note: str | None
     """What was noted beside it last; None: nothing."""
+    made: object = None
+    """As of a `Store`."""
 
 
 class Catalog(Protocol):
@@ -59,11 +66,17 @@ class Catalog(Protocol):
 
         Raises:
             FingerprintError: If it holds another model's vectors.
+            ConflictError: If another process removes it at this moment.
         """
         ...
 
     def drop(self, name: str) -> None:
-        """Remove a collection with all that is in it."""
+        """Remove a collection with all that is in it.
+
+        Raises:
+            NotFoundError: If there is none.
+            ConflictError: If it is written to for longer than one can wait.
+        """
         ...
 
     def point(self, alias: str, name: str) -> None:
@@ -71,7 +84,10 @@ class Catalog(Protocol):
         ...
 
     def note(self, name: str, text: str) -> None:
-        """Keep a text beside a collection; readers see the old one or the new one, whole."""
+        """Keep a text beside a collection; readers see the old one or the new one, whole.
+
+        NotFoundError if there is no such collection.
+        """
         ...
 
     def alone(self, name: str) -> AbstractContextManager[bool]:
@@ -97,18 +113,57 @@ def check_collection_name(text: str) -> None:
 
 def replace_whole(path: Path, text: str) -> None:
     """Write UTF-8 text so that readers see what was there before, or all of this."""
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 
 @contextmanager
 def only_one(path: Path) -> Iterator[bool]:
-    """Whether nobody else, in whichever process, holds the lock of a file now."""
-    with path.open("w") as file:
+    """Whether nobody else, in whichever process, holds the lock of a file now.
+
+    Of a folder that is gone, nobody is told to.
+    """
+    try:
+        file = path.open("w")
+    except FileNotFoundError:
+        yield False
+        return
+    with file:
         try:
             flock(file, LOCK_EX | LOCK_NB)
         except BlockingIOError:
             yield False
             return
         yield True
+
+
+@contextmanager
+def kept_in_place(folder: Path, *, alone: bool = False) -> Iterator[None]:
+    """Keep a folder where it is, against every thread and process that asks for the same.
+
+    Args:
+        folder: Of a collection.
+        alone: To make or to remove it; if not, to write into it, as others may meanwhile.
+
+    Raises:
+        FileNotFoundError: If it is gone.
+        ConflictError: If others are not done with it in a few seconds.
+    """
+    with (folder / _LOCK).open("a") as file:
+        _wait_for(file, LOCK_EX if alone else LOCK_SH)
+        yield
+
+
+def _wait_for(file: IO[str], kind: int) -> None:
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            flock(file, kind | LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                message = "the collection is being written to, or removed; try again in a moment"
+                raise ConflictError(message) from None
+            time.sleep(0.01)
+        else:
+            return

@@ -8,7 +8,7 @@ from serving.errors import FingerprintError, ServingError, StoreUnavailableError
 from serving.stores.base import CollectionInfo
 from serving.stores.catalog import replace_whole
 
-__all__ = ["claim_folder", "holds_collection", "read_collection_info"]
+__all__ = ["claim_folder", "holds_collection", "made", "read_collection_info"]
 
 _INFO = "collection.json"
 _FORMAT = 2
@@ -19,15 +19,25 @@ def holds_collection(folder: Path) -> bool:
     return (folder / _INFO).is_file()
 
 
+def made(folder: Path) -> tuple[int, int] | None:
+    """What tells a collection from one that is made in its place later; None if there is none."""
+    try:
+        found = (folder / _INFO).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def read_collection_info(folder: Path) -> CollectionInfo | None:
     """What a folder holds; None if it is no collection.
 
     Raises:
         StoreUnavailableError: If it was one and is damaged.
     """
-    if not holds_collection(folder):
+    try:
+        tree = _read_info(folder)
+    except FileNotFoundError:
         return None
-    tree = _read_info(folder)
     return CollectionInfo(fingerprint=tree["fingerprint"], dim=tree["dim"])
 
 
@@ -36,6 +46,8 @@ def _read_info(folder: Path) -> dict[str, Any]:
     try:
         tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {**tree, "fingerprint": str(tree["fingerprint"]), "dim": int(tree["dim"])}
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         message = f"{path}: damaged; restore a copy, or remove the collection"
         raise StoreUnavailableError(message) from error

@@ -10,7 +10,8 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -20,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import FTS, BTree, IvfFlat, IvfRq, LabelList
 
-from serving.errors import BadInputError, NotFoundError, StoreUnavailableError
+from serving.errors import BadInputError, NotFoundError, ServingError, StoreUnavailableError
 from serving.stores.base import Effort, Hit, Item, best_first
-from serving.stores.collection_info import claim_folder
+from serving.stores.catalog import kept_in_place
+from serving.stores.collection_info import claim_folder, made
 from serving.stores.filters import Filter
 from serving.stores.lance_sql import conjunction, filter_columns, quoted, quoted_list, sql
 
@@ -42,6 +44,7 @@ _SNAPSHOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # but for snapshots and what came after them.
 _KEEP_VERSIONS = timedelta(minutes=10)
 _BY_ID = {"column_name": "id", "ascending": True, "nulls_first": False}
+_REMOVED = "the collection was removed meanwhile; make it again, or ask another"
 _PAYLOAD = ["id", "modality", "text", "metadata"]
 
 
@@ -52,7 +55,7 @@ _Result = TypeVar("_Result")
 def _tells_damage(
     method: Callable[Concatenate["EmbeddedStore", _Arguments], _Result],
 ) -> Callable[Concatenate["EmbeddedStore", _Arguments], _Result]:
-    """Tell files that cannot be used, damaged or gone, as a store that is unavailable."""
+    """Tell files that cannot be used as a store that is unavailable, or a collection removed."""
 
     @functools.wraps(method)
     def told(
@@ -60,7 +63,11 @@ def _tells_damage(
     ) -> _Result:
         try:
             return method(store, *arguments, **options)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
+            if made(store.folder) != store.made:
+                raise NotFoundError(_REMOVED) from error
+            if isinstance(error, ValueError):
+                raise
             first = str(error).strip().partition("\n")[0][:300]
             message = (
                 f"{store.folder}: cannot be used ({first}); restore a snapshot or a copy, or index "
@@ -87,8 +94,6 @@ class EmbeddedStore:
     """
 
     def __init__(self, folder: Path, *, fingerprint: str, dim: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        claim_folder(folder, fingerprint, dim)
         self.folder = folder
         self.fingerprint = fingerprint
         self.dim = dim
@@ -97,8 +102,14 @@ class EmbeddedStore:
         self._upkeep: threading.Thread | None = None
         self._schema = _schema(dim)
         self._database = lancedb.connect(str(folder), read_consistency_interval=_REFRESH)
-        # Any: half of its methods have no types.
-        self._table: Any = self._opened()
+        folder.mkdir(parents=True, exist_ok=True)
+        # What is whole is only read here: its folder may be one that takes no writes.
+        is_whole = made(folder) and (folder / f"{_TABLE}.lance" / "_versions").is_dir()
+        with nullcontext() if is_whole else kept_in_place(folder, alone=True):
+            claim_folder(folder, fingerprint, dim)
+            self.made = made(folder)
+            # Any: half of its methods have no types.
+            self._table: Any = self._opened()
 
     @_tells_damage
     def upsert(self, items: Sequence[Item]) -> None:
@@ -107,7 +118,7 @@ class EmbeddedStore:
         latest = {item.id: item for item in items}  # of equal ids in one call the last one counts
         rows = [self._row(item) for item in latest.values()]
         table = pa.Table.from_pylist(rows, schema=self._schema)
-        with self._write_lock:
+        with self._write_lock, self._in_place():
             (
                 self._table.merge_insert("id")
                 .when_matched_update_all()
@@ -194,9 +205,10 @@ class EmbeddedStore:
     @property
     @_tells_damage
     def is_indexed(self) -> bool:
-        return any(index.columns == ["vector"] for index in self._table.list_indices())
+        return self._has_index("vector")
 
     @property
+    @_tells_damage
     def version(self) -> int:
         return int(self._table.version)
 
@@ -205,19 +217,21 @@ class EmbeddedStore:
         # RaBitQ packs eight dimensions a byte. How many partitions there are is left to LanceDB,
         # which joins and splits them anyway when it takes new rows in.
         kind = IvfRq if self.dim % 8 == 0 else IvfFlat
-        self._table.create_index("vector", config=kind(distance_type="cosine"))
-        self._table.create_index("facets", config=LabelList())
-        self._table.create_index("id", config=BTree())
+        with self._in_place():
+            self._table.create_index("vector", config=kind(distance_type="cosine"))
+            self._table.create_index("facets", config=LabelList())
+            self._table.create_index("id", config=BTree())
 
+    @_tells_damage
     def optimize(self) -> None:
-        with self._write_lock:
+        with self._write_lock, self._in_place():
             self._table.optimize(cleanup_older_than=self._retention())
 
     def snapshot(self, name: str) -> None:
         if not _SNAPSHOT.fullmatch(name):
             message = f"snapshot {name[:64]!r}: a name is 1 to 64 letters, digits, '.', '-' and '_'"
             raise BadInputError(message)
-        with self._write_lock:
+        with self._write_lock, self._in_place():
             self._table.checkout_latest()
             if name in self.snapshots():
                 self._table.tags.update(name, self._table.version)
@@ -228,14 +242,14 @@ class EmbeddedStore:
         return sorted(self._table.tags.list())
 
     def restore(self, name: str) -> None:
-        with self._write_lock:
+        with self._write_lock, self._in_place():
             self._check_snapshot(name)
             # Through a handle of its own: this one goes on answering in the newest state.
             self._database.open_table(_TABLE).restore(name)
             self._table.checkout_latest()
 
     def drop_snapshot(self, name: str) -> None:
-        with self._write_lock:
+        with self._write_lock, self._in_place():
             self._check_snapshot(name)
             self._table.tags.delete(name)
 
@@ -246,6 +260,14 @@ class EmbeddedStore:
             message = "its versions are gone"  # LanceDB would begin an empty table over the items
             raise OSError(message)
         return self._database.create_table(_TABLE, schema=self._schema, exist_ok=True)
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """Let nobody remove the collection, and write into none that was made in its place."""
+        with kept_in_place(self.folder):
+            if made(self.folder) != self.made:
+                raise NotFoundError(_REMOVED)
+            yield
 
     def _retention(self) -> timedelta:
         """How old a version must be to go.
@@ -268,7 +290,7 @@ class EmbeddedStore:
             raise NotFoundError(message)
 
     def _delete(self, clause: str) -> int:
-        with self._write_lock:
+        with self._write_lock, self._in_place():
             found = int(self._table.count_rows(clause))
             if found:
                 self._table.delete(clause)
@@ -286,13 +308,18 @@ class EmbeddedStore:
     def _optimize_quietly(self) -> None:
         try:
             self.optimize()
-        except (OSError, RuntimeError, ValueError):  # another process has written meanwhile
+        except (ServingError, ValueError):  # another process has written meanwhile, or removed it
             _log.warning("merging small writes failed; the next ones try again", exc_info=True)
 
     def _index_captions(self) -> None:
-        with self._write_lock:
-            if not any(index.columns == ["text"] for index in self._table.list_indices()):
+        if self._has_index("text"):
+            return
+        with self._write_lock, self._in_place():
+            if not self._has_index("text"):
                 self._table.create_index("text", config=FTS(language="English", stem=True))
+
+    def _has_index(self, column: str) -> bool:
+        return any(index.columns == [column] for index in self._table.list_indices())
 
     def _nearest(
         self, vector: np.ndarray, count: int, where: Filter, effort: Effort | None, vectors: bool

@@ -9,20 +9,23 @@ have begun end with the collection they began with.
 """
 
 import json
+import os
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
+from serving.errors import ConflictError, NotFoundError
 from serving.stores.catalog import (
     DEFAULT,
     Known,
     check_collection_name,
     is_collection_name,
+    kept_in_place,
     only_one,
     replace_whole,
 )
-from serving.stores.collection_info import holds_collection, read_collection_info
+from serving.stores.collection_info import holds_collection, made, read_collection_info
 from serving.stores.embedded import EmbeddedStore
 
 __all__ = ["FolderCatalog"]
@@ -67,6 +70,7 @@ class FolderCatalog:
         name = self.aliases().get(asked, asked)
         if not is_collection_name(name):
             return None
+        making = made(self._folder(name))
         info = read_collection_info(self._folder(name))
         if info is None:
             return None
@@ -74,29 +78,42 @@ class FolderCatalog:
             note = (self._folder(name) / _NOTE).read_text(encoding="utf-8")
         except FileNotFoundError:
             note = None
-        return Known(name=name, info=info, note=note)
+        return Known(name=name, info=info, note=note, made=making)
 
     def open(self, name: str, *, fingerprint: str, dim: int) -> EmbeddedStore:
         check_collection_name(name)
-        return EmbeddedStore(self._folder(name), fingerprint=fingerprint, dim=dim)
+        try:
+            return EmbeddedStore(self._folder(name), fingerprint=fingerprint, dim=dim)
+        except (FileExistsError, FileNotFoundError, NotFoundError) as error:
+            message = f"collection {name!r} was removed while it was opened; try again"
+            raise ConflictError(message) from error
 
     def drop(self, name: str) -> None:
-        # The name is gone at once, what lay there afterwards.
+        # The name is gone at once, what lay there afterwards, as what was left by one that was
+        # killed then.
         folder = self._folder(name)
-        grave = folder.with_name(f".{folder.name}.removed")
+        grave = folder.with_name(f".{folder.name}.{os.getpid()}.removed")
         shutil.rmtree(grave, ignore_errors=True)
-        folder.replace(grave)
-        shutil.rmtree(grave, ignore_errors=True)
+        try:
+            with kept_in_place(folder, alone=True):
+                folder.replace(grave)
+        except FileNotFoundError as error:
+            raise _gone(name) from error
+        for left in folder.parent.glob(f".{folder.name}.*removed"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def point(self, alias: str, name: str) -> None:
         changed = {**self.aliases(), alias: name}
         if alias == name:
-            del changed[alias]
+            changed.pop(alias, None)
         self._root.mkdir(parents=True, exist_ok=True)
         replace_whole(self._root / _ALIASES, json.dumps(dict(sorted(changed.items())), indent=1))
 
     def note(self, name: str, text: str) -> None:
-        replace_whole(self._folder(name) / _NOTE, text)
+        try:
+            replace_whole(self._folder(name) / _NOTE, text)
+        except FileNotFoundError as error:
+            raise _gone(name) from error
 
     def alone(self, name: str) -> AbstractContextManager[bool]:
         return only_one(self._folder(name) / _LOCK)
@@ -106,3 +123,7 @@ class FolderCatalog:
 
     def _folder(self, name: str) -> Path:
         return self._index if name == DEFAULT else self._root / name
+
+
+def _gone(name: str) -> NotFoundError:
+    return NotFoundError(f"collection {name!r} is not there any more")

@@ -65,6 +65,7 @@ class MilvusStore:
     def __init__(self, cluster: MilvusCluster, name: str, *, fingerprint: str, dim: int) -> None:
         self.fingerprint = fingerprint
         self.dim = dim
+        self.made = None
         self._cluster = cluster
         self._name = name
         self._write_lock = threading.Lock()

@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 from tests.serving.wire import problem
 
 _REFUSED = "after: not what a page before has given as next"
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-).map(json.dumps)
+_JSON = (
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=8,
+    )
+    .filter(lambda told: not (isinstance(told, list) and len(told) == 3))
+    .map(json.dumps)
+)
 
 
 def check_refused(client: TestClient, after: str) -> None:
