@@ -139,9 +139,7 @@ class Collections:
         if self._last.get(asked) is not collection:
             self._last[asked] = collection
             await self.settle()
-            if (
-                collection.name not in self._open
-            ):  # its model was unloaded while it was being opened
+            if collection.name not in self._open:  # its model was unloaded in between
                 return await self.get(name, to_write=to_write)
             collection = self._open[collection.name]
         return collection

@@ -11,6 +11,7 @@ import base64
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -389,13 +390,11 @@ def _cursor(hit: Hit, seen: int) -> str:
 def _read_cursor(text: str | None) -> _Last:
     if text is None:
         return _Last()
-    try:
+    with suppress(ValueError, RecursionError):  # a client may make up lists within lists
         match json.loads(base64.urlsafe_b64decode(text.encode())):
             case [float() | int() as score, str() as item_id, int() as seen] if (
                 abs(score) <= _MOST_SCORE and 0 < seen < _MAX_DEPTH
             ):
                 return _Last((-score, item_id), seen)
-    except (ValueError, RecursionError):  # a client may make up lists within lists within lists
-        pass
     message = "after: not what a page before has given as next"
     raise BadInputError(message)
