@@ -36,7 +36,7 @@ def noise(width: int, height: int) -> Image.Image:
     mode=st.sampled_from(["shortest", "squash"]),
 )
 @settings(max_examples=100, deadline=None)
-def test_pixels_are_within_one_gray_level_of_open_clips_own_transform(
+def test_pixels_are_those_of_open_clips_own_transform_but_for_rounding(
     width: int, height: int, mode: str
 ) -> None:
     config = ImageConfig.model_validate({"size": 24, "resize_mode": mode})
@@ -46,8 +46,11 @@ def test_pixels_are_within_one_gray_level_of_open_clips_own_transform(
     )
     expected = transform(image)
     found = normalise_images(torch.from_numpy(resize_image(image, config))[None], config)[0]
-    one_level = 1 / 255 / min(config.std)
-    torch.testing.assert_close(found, expected, rtol=0, atol=one_level * 1.001)
+    levels = (found - expected).abs() * 255 * torch.tensor(config.std)[:, None, None]
+    # Both round to gray levels after each of two passes, by weights of as many bits as the
+    # processor has instructions for; what is enlarged may so differ by two (52 x 10, on AVX2).
+    assert levels.max() <= 2.01
+    assert (levels > 1.01).float().mean() < 0.005
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP", "BMP", "GIF", "JPEG"])
