@@ -182,25 +182,34 @@ def costs(
 def half(
     arguments: argparse.Namespace, names: list[RuntimeName], tree: dict[str, Any]
 ) -> dict[str, Any]:
-    """Latencies of ours at half of its capacity, warm: a first batch of its size costs more."""
+    """Latencies of ours at half of its capacity, warm: a first batch of its size costs more.
+
+    Of three turns the one whose p99 over p50 is the median: one in which the machine is slower than
+    in the measurement of the capacity before is near to full load, not at half of it.
+    """
     found: dict[str, Any] = {}
     for name in names[1:]:
         with server(our_command(arguments.work / "bundle", name)) as running:
             for modality in MODALITIES:
-                for even in (True, False):
-                    full = Tally()  # anew each time: the machine's rate moves by a third in minutes
-                    load(running.url, bodies(modality), concurrency=32,
-                         seconds=arguments.seconds, tally=full)  # fmt: skip
-                    capacity = full.requests / full.seconds
-                    for times in (1, 4):
-                        tally = Tally()
-                        pace(running.url, bodies(modality), rate=capacity / 2, even=even, most=64,
-                             seconds=times * arguments.seconds, tally=tally)  # fmt: skip
-                    figures: dict[str, Any] = tally.figures()
-                    figures["p99_over_p50"] = round(figures["p99_ms"] / figures["p50_ms"], 2)
-                    kind = "even" if even else "random"
-                    found.setdefault(modality, {}).setdefault(name, {})[kind] = figures
+                for kind in ("even", "random"):
+                    turns = [
+                        _at_half(running.url, modality, kind == "even", arguments.seconds)
+                        for _ in range(3)
+                    ]
+                    turns.sort(key=lambda figures: figures["p99_over_p50"])
+                    found.setdefault(modality, {}).setdefault(name, {})[kind] = turns[1]
     return found
+
+
+def _at_half(url: str, modality: str, even: bool, seconds: float) -> dict[str, float]:
+    full = Tally()  # anew each time: the machine's rate moves by a third in minutes
+    load(url, bodies(modality), concurrency=32, seconds=seconds, tally=full)
+    for times in (1, 4):
+        tally = Tally()
+        pace(url, bodies(modality), rate=full.requests / full.seconds / 2, even=even, most=64,
+             seconds=times * seconds, tally=tally)  # fmt: skip
+    figures = tally.figures()
+    return {**figures, "p99_over_p50": round(figures["p99_ms"] / figures["p50_ms"], 2)}
 
 
 def overload(
