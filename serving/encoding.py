@@ -28,4 +28,5 @@ def is_data_url(text: str) -> bool:
 
 def without_data_url(text: str) -> str:
     """The base64 of a data URL; anything else as it is."""
-    return _DATA_URL.sub("", text, count=1) if is_data_url(text) else text
+    head = _DATA_URL.match(text)
+    return text if head is None else text[head.end() :]

@@ -258,18 +258,7 @@ def _classify(
             for result in tree["results"]
         ]
 
-    _refuse_unlisted("images", images, (Path, bytes))
-    urls = [_url(image) for image in images]
-    return [
-        _Call(
-            "POST",
-            "/v1/classify",
-            read,
-            {"images": urls[part], "model": model, **options},
-            _files("images", images[part]),
-        )
-        for part in _parts(urls)
-    ]
+    return _of_images("/v1/classify", read, images, model, options)
 
 
 def _search(
@@ -288,13 +277,27 @@ def _search(
 def _caption(
     images: Sequence[Image], model: str | None, options: Mapping[str, Any]
 ) -> list[_Call[list[str]]]:
+    def read(tree: Any) -> list[str]:
+        return list(tree["captions"])
+
+    return _of_images("/v1/caption", read, images, model, options)
+
+
+def _of_images(
+    path: str,
+    read: Callable[[Any], AnswerT],
+    images: Sequence[Image],
+    model: str | None,
+    options: Mapping[str, Any],
+) -> list[_Call[AnswerT]]:
+    """Calls that each ask the same of some of the images."""
     _refuse_unlisted("images", images, (Path, bytes))
     urls = [_url(image) for image in images]
     return [
         _Call(
             "POST",
-            "/v1/caption",
-            lambda tree: list(tree["captions"]),
+            path,
+            read,
             {"images": urls[part], "model": model, **options},
             _files("images", images[part]),
         )

@@ -2,18 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from email.message import Message
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-__all__ = ["body_schema", "parse_body", "where_it_pays"]
+__all__ = ["body_schema", "parse_body", "parse_optional_body", "where_it_pays"]
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 ResultT = TypeVar("ResultT")
@@ -64,6 +63,11 @@ async def parse_body(
     raise HTTPException(415, detail)
 
 
+async def parse_optional_body(request: Request, schema: type[SchemaT]) -> SchemaT:
+    """As `parse_body`; where there is no body, what the schema is without any field."""
+    return await parse_body(request, schema) if await request.body() else schema()
+
+
 async def where_it_pays(
     size: int,
     function: Callable[Arguments, ResultT],
@@ -76,12 +80,15 @@ async def where_it_pays(
     return await asyncio.to_thread(function, *args, **kwargs)
 
 
-def body_schema(schema: type[BaseModel], files: tuple[str, ...] = ()) -> dict[str, Any]:
+def body_schema(
+    schema: type[BaseModel], files: tuple[str, ...] = (), *, required: bool = True
+) -> dict[str, Any]:
     """The OpenAPI `requestBody` of a route that uses `parse_body`.
 
     Args:
         schema: Of the JSON body.
         files: Fields that are files in an upload; with none, uploads are not mentioned.
+        required: Whether there must be a body.
     """
     reference = schema.model_json_schema(ref_template="#/components/schemas/{model}")
     reference.pop("$defs", None)
@@ -95,7 +102,7 @@ def body_schema(schema: type[BaseModel], files: tuple[str, ...] = ()) -> dict[st
         }
         upload = {"type": "object", "properties": {**reference["properties"], **properties}}
         content["multipart/form-data"] = {"schema": upload}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def _from_json(schema: type[SchemaT], body: bytes) -> SchemaT:
@@ -125,7 +132,14 @@ async def _form(
     tree: dict[str, Any] = {}
     body = await request.body()
     _refuse_if_cut(body, request.headers["content-type"])
-    async with _parsed_form(request, len(body)) as form:
+    # A part may be as long as the body, which is bounded, and held already.
+    limits = {"max_files": _MAX_FILES, "max_fields": _MAX_FIELDS, "max_part_size": len(body)}
+    try:
+        form = await request.form(**limits)
+    except UnicodeError as error:  # a charset such as punycode, which fits no names of fields
+        detail = "the charset of the upload does not fit its fields; send UTF-8"
+        raise HTTPException(415, detail) from error
+    try:
         for name, value in form.multi_items():
             plain = await value.read() if isinstance(value, UploadFile) else value
             if name in lists:
@@ -134,24 +148,9 @@ async def _form(
                 tree[name] = _object(plain)
             else:
                 tree[name] = plain
-    return tree
-
-
-@asynccontextmanager
-async def _parsed_form(request: Request, size: int) -> AsyncIterator[FormData]:
-    try:
-        form = await request.form(
-            max_files=_MAX_FILES,
-            max_fields=_MAX_FIELDS,
-            max_part_size=size,  # which is bounded, and held already
-        )
-    except UnicodeError as error:  # a charset such as punycode, which fits no names of fields
-        detail = "the charset of the upload does not fit its fields; send UTF-8"
-        raise HTTPException(415, detail) from error
-    try:
-        yield form
     finally:
         await form.close()
+    return tree
 
 
 def _refuse_if_cut(body: bytes, content_type: str) -> None:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.errors import ConflictError, NotFoundError
-from serving.routes.bodies import body_schema, parse_body
+from serving.routes.bodies import body_schema, parse_body, parse_optional_body
 from serving.routes.state import ServicesDep
 from serving.schemas import ModelName
 from serving.services.collections import Collection
@@ -107,13 +107,10 @@ async def get_collection(name: str, services: ServicesDep) -> CollectionOut:
     return await _described(await services.collections.get(name))
 
 
-@router.put(
-    "/{name}",
-    openapi_extra={"requestBody": {**body_schema(NewCollection)["requestBody"], "required": False}},
-)
+@router.put("/{name}", openapi_extra=body_schema(NewCollection, required=False))
 async def create_collection(name: str, request: Request, services: ServicesDep) -> CollectionOut:
     """Make an empty collection; the one there is stays as it is."""
-    body = await parse_body(request, NewCollection) if await request.body() else NewCollection()
+    body = await parse_optional_body(request, NewCollection)
     collection = await services.collections.create(name, body.model)
     try:
         return await _described(collection)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.routes.bodies import body_schema, parse_body
+from serving.routes.bodies import body_schema, parse_optional_body
 from serving.routes.state import Services, ServicesDep
 from serving.services.registry import ServedModel
 
@@ -129,14 +129,14 @@ async def model(services: ServicesDep) -> ModelOut:
 
 @router.post(
     "/models/{name}/load",
-    openapi_extra={"requestBody": {**body_schema(LoadRequest)["requestBody"], "required": False}},
+    openapi_extra=body_schema(LoadRequest, required=False),
 )
 async def load(name: str, request: Request, services: ServicesDep) -> ModelEntry:
     """Serve a bundle under a name; it is verified and run before it takes the old one's place.
 
     Requests that have begun end with the model they began with.
     """
-    body = await parse_body(request, LoadRequest) if await request.body() else LoadRequest()
+    body = await parse_optional_body(request, LoadRequest)
     return _entry(await services.load(name, body.bundle), services)
 
 

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from serving.app import create_app
+from serving.batching import MicroBatcher
 from serving.errors import FingerprintError
 from serving.settings import ServingSettings
 from serving.stores import EmbeddedStore
@@ -69,6 +70,22 @@ async def application(config: ServingSettings) -> AsyncIterator[tuple[FastAPI, h
         yield app, client
 
 
+def gate_of(
+    batcher: MicroBatcher[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> tuple[threading.Event, threading.Event]:
+    """Hold up what the batcher computes; what opens the gate, and what says that one is there."""
+    gate, entered = threading.Event(), threading.Event()
+    encode = batcher._encode
+
+    def gated(token_ids: Sequence[np.ndarray]) -> np.ndarray:
+        entered.set()
+        assert gate.wait(60)
+        return np.asarray(encode(token_ids))
+
+    monkeypatch.setattr(batcher, "_encode", gated)
+    return gate, entered
+
+
 def test_a_stuck_model_is_not_ready_and_a_full_queue_answers_503(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,15 +95,7 @@ def test_a_stuck_model_is_not_ready_and_a_full_queue_answers_503(
         )
         async with application(config) as (app, client):
             batcher = app.state.services.embedder()._texts
-            gate, entered = threading.Event(), threading.Event()
-            encode = batcher._encode
-
-            def gated(token_ids: Sequence[np.ndarray]) -> np.ndarray:
-                entered.set()
-                assert gate.wait(60)
-                return np.asarray(encode(token_ids))
-
-            monkeypatch.setattr(batcher, "_encode", gated)
+            gate, entered = gate_of(batcher, monkeypatch)
             running = asyncio.create_task(client.post("/v1/embeddings", json={"input": "a"}))
             await asyncio.to_thread(entered.wait, 60)
             waiting = asyncio.create_task(client.post("/v1/embeddings", json={"input": "b"}))
@@ -112,15 +121,8 @@ def test_a_stuck_batch_of_one_stream_is_not_ready_though_another_computes(
         config = ServingSettings(bundle=bundle, index=tmp_path, ready_seconds=0.5)
         async with application(config) as (app, client):
             batcher = app.state.services.embedder()._texts
-            gate, entered = threading.Event(), threading.Event()
             encode = batcher._encode
-
-            def gated(token_ids: Sequence[np.ndarray]) -> np.ndarray:
-                entered.set()
-                assert gate.wait(60)
-                return np.asarray(encode(token_ids))
-
-            monkeypatch.setattr(batcher, "_encode", gated)
+            gate, entered = gate_of(batcher, monkeypatch)
             running = asyncio.create_task(client.post("/v1/embeddings", json={"input": "a"}))
             await asyncio.to_thread(entered.wait, 60)
             while batcher.computing_seconds < 0.5:

@@ -13,8 +13,8 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -152,7 +152,7 @@ def _ask(
     numbered = zip(itertools.count(), moments, strict=False)
 
     async def ask() -> None:
-        async with _Line(address, key) as line:
+        with closing(_Line(address, key)) as line:
             for number, due in numbered:
                 await line.wait(due)
                 start = time.perf_counter() if due is None else due
@@ -207,23 +207,12 @@ class _Line:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._used = 0.0
 
-    async def __aenter__(self) -> "_Line":
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._close()
-
     async def wait(self, due: float | None) -> None:
         """Until a moment; None: not at all."""
         if due is None:
             return
         if due > self._used + _IDLE_SECONDS:
-            self._close()  # the server may do the same at this very moment
+            self.close()  # the server may do the same at this very moment
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
 
     async def post(self, body: bytes) -> _Answer:
@@ -243,10 +232,11 @@ class _Line:
             content = await reader.readexactly(int(headers["content-length"]))
         self._used = time.perf_counter()
         if headers.get("connection", "").lower() == "close":
-            self._close()
+            self.close()
         return _Answer(status, headers, content)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """What is asked next has a connection of its own."""
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
