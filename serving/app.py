@@ -24,6 +24,7 @@ from serving.errors import (
 from serving.metrics import Metrics
 from serving.routes import routers
 from serving.routes.caption import CaptionRequest
+from serving.routes.direct import DirectMiddleware
 from serving.routes.embeddings import EmbeddingsRequest
 from serving.routes.label_sets import CalibrateRequest, LabelSetRequest
 from serving.routes.pages import static_mounts
@@ -96,12 +97,16 @@ def create_app(
         app.include_router(router)
     for path, files in static_mounts().items():
         app.mount(path, files)
+    handlers = {
+        **dict.fromkeys(_STATUS, _serving_error),
+        StoreUnavailableError: _store_error,
+        RequestValidationError: _validation_error,
+        HTTPException: _http_error,
+    }
+    for error_class, handler in handlers.items():
+        app.add_exception_handler(error_class, handler)
+    app.add_middleware(DirectMiddleware, routers=routers, handlers=handlers)
     app.add_middleware(GuardMiddleware, settings=settings, metrics=metrics, tracing=tracing)
-    for error_class in _STATUS:
-        app.add_exception_handler(error_class, _serving_error)
-    app.add_exception_handler(StoreUnavailableError, _store_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
     _describe_hidden_schemas(app)
     return app
 
