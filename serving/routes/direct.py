@@ -13,7 +13,7 @@ Handlers = Mapping[type[Exception], Callable[[Request, Any], Awaitable[Response]
 
 
 class DirectRoute(APIRoute):
-    """For what is asked most: a third of a request's cost is FastAPI's, for what these do not need.
+    """For what is asked most: a quarter of a request's cost is FastAPI's, which these do not need.
 
     The endpoint is given the request, the services and the places of the path, all by name. It
     reads the body itself, and what it answers, a response or a model, is sent as it is.
