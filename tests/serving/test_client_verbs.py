@@ -296,10 +296,11 @@ def test_mistakes_are_told_before_anything_is_done(
         run(*arguments)
 
 
-def test_a_date_in_a_filter_stays_a_text() -> None:
-    pairs = ["d=2020-01-01", "t=2020-13-45 99:00:00", "n=3", "y={gte: 2}", "w=two words"]
-    assert _filter(pairs) == {
-        "d": "2020-01-01", "t": "2020-13-45 99:00:00", "n": 3, "y": {"gte": 2}, "w": "two words",
+def test_dates_and_times_in_a_filter_stay_texts() -> None:
+    pairs = ["d=2020-01-01", "t=2020-13-45 99:00:00", "n=3", "y={gte: 2.5}", "w=two words"]
+    assert _filter([*pairs, "h=10:30", "s=10:30:00.5"]) == {
+        "d": "2020-01-01", "t": "2020-13-45 99:00:00", "n": 3, "y": {"gte": 2.5}, "w": "two words",
+        "h": "10:30", "s": "10:30:00.5",
     }  # fmt: skip
 
 

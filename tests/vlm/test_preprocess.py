@@ -109,6 +109,22 @@ def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
         decode_image(data[:-2] + 300 * last + data[-2:])
 
 
+@pytest.mark.parametrize(("side", "fits"), [(512, True), (1024, False)])
+def test_a_large_bmp_of_runs_is_refused_before_it_is_decoded(side: int, fits: bool) -> None:
+    """Pillow decodes run after run in Python; 28 MB of runs of one pixel took eight seconds."""
+    buffer = io.BytesIO()
+    Image.new("P", (side, side)).save(buffer, "BMP")
+    data = bytearray(buffer.getvalue())
+    data[30:34] = (1).to_bytes(4, "little")  # the compression: runs of 8 bits
+    begin = int.from_bytes(data[10:14], "little")
+    runs = bytes(data[:begin]) + side * (side * b"\x01\x00" + b"\x00\x00") + b"\x00\x01"
+    if fits:
+        assert decode_image(runs).shape == (side, side, 3)
+    else:
+        with pytest.raises(DataError, match="run-length coded and of .* save it as PNG"):
+            decode_image(runs)
+
+
 @pytest.mark.parametrize("side", [8_000, 20_000])
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int) -> None:
     bomb = encoded(Image.new("1", (side, side)))

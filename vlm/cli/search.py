@@ -19,13 +19,25 @@ _IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
 class _Values(yaml.SafeLoader):
-    """YAML without dates, which no filter knows."""
+    """YAML without dates, which no filter knows, and without numbers to the base of 60."""
 
     def keep_text(self, node: Any) -> str:
         return str(node.value)
 
+    def number_or_time(self, node: Any) -> int | float | str:
+        """10:30 is a time of day to whoever types it, and 630 in YAML 1.1."""
+        if ":" in node.value:
+            return self.keep_text(node)
+        is_whole = node.tag.endswith(":int")
+        number: int | float = (
+            self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+        )
+        return number
+
 
 _Values.add_constructor("tag:yaml.org,2002:timestamp", _Values.keep_text)
+for _tag in ("int", "float"):
+    _Values.add_constructor(f"tag:yaml.org,2002:{_tag}", _Values.number_or_time)
 
 
 def search(
@@ -65,7 +77,7 @@ def search(
 
 
 def _filter(pairs: list[str]) -> dict[str, Any]:
-    """Values are read as YAML: true, 3 and words; what looks like a date stays a text."""
+    """Values are read as YAML: true, 3 and words; dates and times of day stay texts."""
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

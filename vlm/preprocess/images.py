@@ -36,6 +36,10 @@ _MODES_WITH_ALPHA = ("RGBA", "LA", "PA")
 _ORIENTATION = 0x0112
 _MOST_SCANS = 16
 """Of a JPEG that is as large as allowed; of a smaller one as many more."""
+_MOST_RUNS_BYTES = 1024 * 1024
+"""Of a run-length coded BMP, which Pillow decodes in Python, a third of a second for a megabyte."""
+_RUNS = (1, 2)
+"""What a BMP calls run-length coding of 8 and of 4 bits."""
 _MAX_ASPECT = 64
 """Of what is scaled; the centre crop keeps 1."""
 
@@ -100,6 +104,7 @@ def decode_image(
                 )
                 raise DataError(message)
             _refuse_endless_scans(image, data, max_pixels)
+            _refuse_endless_runs(image, data)
             pixels = _plain_jpeg(image, data, min_side)
             if pixels is None:
                 pixels = np.array(flatten_image(ImageOps.exif_transpose(image)))
@@ -135,6 +140,18 @@ def _refuse_endless_scans(image: Image.Image, data: bytes, max_pixels: int) -> N
     most = max(_MOST_SCANS, _MOST_SCANS * max_pixels // max(pixels, 1))
     if scans > most:
         message = f"the JPEG has {scans} scans, at most {most} at its size; save it again"
+        raise DataError(message)
+
+
+def _refuse_endless_runs(image: Image.Image, data: bytes) -> None:
+    """Raise DataError for a large run-length coded BMP; nobody has written those for decades."""
+    if image.format != "BMP" or image.info.get("compression", 0) not in _RUNS:
+        return
+    if len(data) > _MOST_RUNS_BYTES:
+        message = (
+            f"the BMP is run-length coded and of {len(data)} bytes, at most {_MOST_RUNS_BYTES} are "
+            f"read of such; save it as PNG"
+        )
         raise DataError(message)
 
 
