@@ -5,6 +5,11 @@ a busy one gets full batches, so the wait adapts to the load by itself. Of sever
 takes its share of what is there. (Waiting an eighth to a half of a batch's time for clients that
 were just answered to come again made nothing faster.)
 
+A lone item may have all cores. Of images one keeps them as busy as two do, so that what comes
+meanwhile waits, or evenly spaced requests at half load fall into step side by side and take twice
+as long. Of texts two at once get through faster: one has all cores only after a while in which
+each had the model for itself.
+
 Clients take turns, an item each, so that who asks for much waits longer than who asks for little. A
 batch holds items of like cost, for they are all made as long as the longest.
 """
@@ -29,6 +34,8 @@ __all__ = ["MicroBatcher"]
 
 ItemT = TypeVar("ItemT")
 _LIKE: Final = 1.5
+_CALM: Final = 8
+"""Batches in a row that had the model for themselves, after which a lone item has all cores."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +49,28 @@ class MicroBatcher(Generic[ItemT]):
     """Runs `encode` on batches of what callers bring, a batch for each stream at a time.
 
     Args:
-        encode: From items to one row each; runs on the executor.
+        encode: From items, and whether nothing else is computed meanwhile, to one row each; runs on
+            the executor.
         executor: Has a thread for each stream; several batchers may share it.
         streams: Batches at once.
         max_batch: Most items of one call of `encode`.
         max_waiting: Most items in the queue; a caller that would exceed it is refused.
         cost: Of an item, over 0; in a batch none costs over 1.5 times what another does.
+        heavy: Whether one item keeps all cores busy: what comes while a lone one is computed waits.
         tower: What the batches are called in the metrics.
         metrics: Where sizes and times are told.
     """
 
     def __init__(
         self,
-        encode: Callable[[Sequence[ItemT]], np.ndarray],
+        encode: Callable[[Sequence[ItemT], bool], np.ndarray],
         *,
         executor: Executor,
         streams: int = 1,
         max_batch: int,
         max_waiting: int,
         cost: Callable[[ItemT], int] = lambda item: 1,
+        heavy: bool = False,
         tower: str = "item",
         metrics: Metrics | None = None,
     ) -> None:
@@ -70,9 +80,12 @@ class MicroBatcher(Generic[ItemT]):
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._cost = cost
+        self._heavy = heavy
         self._queues: OrderedDict[str, deque[_Waiting[ItemT]]] = OrderedDict()
         self._workers: set[asyncio.Task[None] | None] = set()
         self._computing = 0
+        self._alone = False
+        self._calm = _CALM
         self._began: dict[int, float] = {}
         metrics = Metrics() if metrics is None else metrics
         self._queue_items = metrics.queue_items.labels(tower)
@@ -107,26 +120,40 @@ class MicroBatcher(Generic[ItemT]):
         futures = [loop.create_future() for _ in items]
         self._queues.setdefault(CLIENT.get(), deque()).extend(map(_Waiting, items, futures))
         self._queue_items.inc(len(items))
-        for _ in range(min(len(items), self._streams - len(self._workers))):
-            self._workers.add(loop.create_task(self._work()))
+        if not (self._heavy and self._alone):
+            self._begin()
         if len(futures) == 1:  # most requests bring one, and gathering costs
             return (await futures[0])[None]
         return np.stack(await asyncio.gather(*futures))
 
+    def _begin(self) -> None:
+        """Put the streams that are free to work, as many as there are items."""
+        loop = asyncio.get_running_loop()
+        for _ in range(min(self.waiting, self._streams - len(self._workers))):
+            self._workers.add(loop.create_task(self._work()))
+
     async def _work(self) -> None:
         try:
             while batch := self._next_batch():
+                is_lone = len(batch) == 1 and not self._computing and not self.waiting
+                alone = is_lone and (self._heavy or self._calm >= _CALM)
+                self._alone |= alone
                 self._computing += len(batch)
-                await self._answer(batch)
+                await self._answer(batch, alone=alone)
                 self._computing -= len(batch)
+                self._calm = 0 if self._computing or self.waiting else self._calm + 1
+                if alone:
+                    self._alone = False
+                    if self.waiting > 1:
+                        self._begin()
         finally:  # in the very step that found nothing more, or what comes next would find nobody
             self._workers.discard(asyncio.current_task())
 
-    async def _answer(self, batch: "list[_Waiting[ItemT]]") -> None:
+    async def _answer(self, batch: "list[_Waiting[ItemT]]", *, alone: bool) -> None:
         loop = asyncio.get_running_loop()
         items = [waiting.item for waiting in batch]
         try:
-            rows = await loop.run_in_executor(self._executor, self._encoded, items)
+            rows = await loop.run_in_executor(self._executor, self._encoded, items, alone)
         except Exception as error:  # noqa: BLE001 - handed to everyone who waits for this batch
             for waiting in batch:
                 if not waiting.future.done():
@@ -136,12 +163,12 @@ class MicroBatcher(Generic[ItemT]):
             if not waiting.future.done():
                 waiting.future.set_result(row)
 
-    def _encoded(self, items: Sequence[ItemT]) -> np.ndarray:
+    def _encoded(self, items: Sequence[ItemT], alone: bool) -> np.ndarray:
         thread = threading.get_ident()
         self._began[thread] = time.perf_counter()
         try:
             with self._model_seconds.time():
-                rows = self._encode(items)
+                rows = self._encode(items, alone)
         finally:
             del self._began[thread]
         if len(rows) != len(items):

@@ -74,16 +74,17 @@ class Embedder:
         self._device = workers.device(encoder.streams)
         self._check: asyncio.Future[None] | None = None
         self._images: MicroBatcher[np.ndarray] = MicroBatcher(
-            lambda pixels: encoder.encode_pixels(np.stack(pixels)),
+            lambda pixels, alone: encoder.encode_pixels(np.stack(pixels), alone=alone),
             executor=self._device,
             streams=encoder.streams,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
+            heavy=True,
             tower="image",
             metrics=metrics,
         )
         self._texts: MicroBatcher[np.ndarray] = MicroBatcher(
-            lambda rows: encoder.encode_token_ids(_padded(rows)),
+            lambda rows, alone: encoder.encode_token_ids(_padded(rows), alone=alone),
             executor=self._device,
             streams=encoder.streams,
             max_batch=settings.max_batch,

@@ -77,10 +77,10 @@ def gate_of(
     gate, entered = threading.Event(), threading.Event()
     encode = batcher._encode
 
-    def gated(token_ids: Sequence[np.ndarray]) -> np.ndarray:
+    def gated(token_ids: Sequence[np.ndarray], alone: bool) -> np.ndarray:
         entered.set()
         assert gate.wait(60)
-        return np.asarray(encode(token_ids))
+        return np.asarray(encode(token_ids, alone))
 
     monkeypatch.setattr(batcher, "_encode", gated)
     return gate, entered
@@ -148,9 +148,9 @@ def test_concurrent_requests_share_forward_passes_and_keep_their_own_answers(
             sizes: list[int] = []
             encode = batcher._encode
 
-            def counted(items: Sequence[np.ndarray]) -> np.ndarray:
+            def counted(items: Sequence[np.ndarray], alone: bool) -> np.ndarray:
                 sizes.append(len(items))
-                return np.asarray(encode(items))
+                return np.asarray(encode(items, alone))
 
             monkeypatch.setattr(batcher, "_encode", counted)
             answers = await asyncio.gather(

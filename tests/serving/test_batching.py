@@ -17,9 +17,11 @@ class GatedEncoder:
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.batches: list[list[int]] = []
+        self.alone: list[bool] = []
 
-    def __call__(self, items: Sequence[int]) -> np.ndarray:
+    def __call__(self, items: Sequence[int], alone: bool) -> np.ndarray:
         self.batches.append(list(items))
+        self.alone.append(alone)
         assert self.gate.wait(30)
         if -1 in items:
             message = "poison"
@@ -34,6 +36,7 @@ def batcher_of(
     max_waiting: int = 8,
     cost: Callable[[int], int] = lambda item: 1,
     streams: int = 1,
+    heavy: bool = False,
 ) -> MicroBatcher[int]:
     return MicroBatcher(
         encode,
@@ -42,6 +45,7 @@ def batcher_of(
         max_batch=max_batch,
         max_waiting=max_waiting,
         cost=cost,
+        heavy=heavy,
     )
 
 
@@ -143,7 +147,7 @@ def test_a_cancelled_caller_leaves_the_queue_and_frees_its_place() -> None:
 def test_a_model_that_loses_rows_is_an_error_and_not_a_wait_for_ever() -> None:
     async def scenario() -> None:
         batcher: MicroBatcher[int] = MicroBatcher(
-            lambda items: np.zeros((len(items) - 1, 1), np.float32),
+            lambda items, alone: np.zeros((len(items) - 1, 1), np.float32),
             executor=ThreadPoolExecutor(1),
             max_batch=4,
             max_waiting=4,
@@ -222,6 +226,46 @@ def test_streams_compute_at_once_and_each_takes_its_share() -> None:
         sizes = sorted(map(len, encode.batches[:3]))
         assert sizes == [2, 3, 3]
         assert sorted(item for batch in encode.batches for item in batch) == list(range(12))
+
+    asyncio.run(scenario())
+
+
+def test_what_comes_while_a_lone_heavy_item_is_computed_waits_for_it() -> None:
+    """Side by side each took twice as long, and evenly spaced images stayed in that step."""
+
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        batcher = batcher_of(encode, streams=2, heavy=True)
+        lone = asyncio.create_task(batcher.rows([0]))
+        await a_batch_runs(encode)
+        later = [asyncio.create_task(batcher.rows([n])) for n in (1, 2, 3)]
+        await asyncio.sleep(0.05)
+        assert encode.batches == [[0]]
+        encode.gate.set()
+        await asyncio.gather(lone, *later)
+        assert sorted(encode.batches[1:]) == [[1, 2], [3]]
+        for number in (4, 5):
+            await batcher.rows([number])
+        assert encode.alone == [True, False, False, True, True]
+
+    asyncio.run(scenario())
+
+
+def test_a_light_item_has_all_cores_only_after_a_while_of_calm() -> None:
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        batcher = batcher_of(encode, streams=2)
+        lone = asyncio.create_task(batcher.rows([0]))
+        await a_batch_runs(encode)
+        beside = asyncio.create_task(batcher.rows([1]))
+        await a_batch_runs(encode, 2)  # which the first one does not hold up
+        assert encode.alone == [True, False]
+        encode.gate.set()
+        await asyncio.gather(lone, beside)
+        for number in range(10):
+            await batcher.rows([number])
+        assert encode.alone.index(True, 2) in (9, 10)  # of the two first, one may have ended alone
+        assert all(encode.alone[10:])
 
     asyncio.run(scenario())
 

@@ -84,17 +84,29 @@ class Encoder:
         """The pixels of one image as the model reads them; needs no model, so any thread."""
         return resize_image(image, self.info.image)
 
-    def encode_pixels(self, pixels: UInt8[np.ndarray, "batch channel height width"]) -> Embeddings:
-        """Embed one batch of stacked `prepare_image` results."""
-        return self._runtime.image_rows(pixels)
+    def encode_pixels(
+        self, pixels: UInt8[np.ndarray, "batch channel height width"], *, alone: bool = False
+    ) -> Embeddings:
+        """Embed one batch of stacked `prepare_image` results.
+
+        Args:
+            pixels: Of at least one image.
+            alone: No other call runs meanwhile, so this one may have the cores of all streams.
+        """
+        return self._runtime.image_rows(pixels, alone=alone)
 
     def tokenize(self, texts: Sequence[str]) -> Int64[np.ndarray, "batch token"]:
         """Token ids, 0 where a text has ended; needs no model, so any thread."""
         return self._tokenize(list(texts)).numpy()
 
-    def encode_token_ids(self, token_ids: Int64[np.ndarray, "batch token"]) -> Embeddings:
-        """Embed one batch of `tokenize` results, which may be trimmed to its longest text."""
-        return self._runtime.text_rows(token_ids)
+    def encode_token_ids(
+        self, token_ids: Int64[np.ndarray, "batch token"], *, alone: bool = False
+    ) -> Embeddings:
+        """Embed one batch of `tokenize` results, which may be trimmed to its longest text.
+
+        `alone` as in `encode_pixels`.
+        """
+        return self._runtime.text_rows(token_ids, alone=alone)
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         """Embed captions; those beyond the context length are cut."""

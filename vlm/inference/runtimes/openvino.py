@@ -14,8 +14,7 @@ import json
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -64,56 +63,32 @@ class OpenVinoRuntime:
         precision: `fp32` or `bf16` of an fp32 export, `mixed` or `int8` of one of their own.
         streams: Batches computed at once, each on its share of the cores. Threads of one batch wait
             for each other at every product, so that small batches in streams of one thread get
-            through faster than one after the other on all cores. A single input that finds nothing
-            running has all cores; for that each tower is compiled twice, and its weights are held
-            twice.
+            through faster than one after the other on all cores. What is computed alone has all
+            cores; for that each tower is compiled twice, and its weights are held twice.
     """
 
     def __init__(self, folder: Path, *, precision: Precision, streams: int = 1) -> None:
         self.name: RuntimeName = OPENVINO_NAMES[precision]
         self.streams = streams
-        calls = _Calls()
-        self._image = _Tower(folder / "image.xml", _HINTS[precision], streams, calls)
-        self._text = _Tower(folder / "text.xml", _HINTS[precision], streams, calls)
+        self._image = _Tower(folder / "image.xml", _HINTS[precision], streams)
+        self._text = _Tower(folder / "text.xml", _HINTS[precision], streams)
 
-    def image_rows(self, pixels: Pixels) -> Rows:
-        return self._image(pixels)
+    def image_rows(self, pixels: Pixels, *, alone: bool = False) -> Rows:
+        return self._image(pixels, alone=alone)
 
-    def text_rows(self, token_ids: TokenIds) -> Rows:
-        return self._text(token_ids)
-
-
-class _Calls:
-    """How many are running, in either tower."""
-
-    def __init__(self) -> None:
-        self._running = 0
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def counted(self) -> Iterator[bool]:
-        """Count one more; whether it was alone when it came."""
-        with self._lock:
-            self._running += 1
-            alone = self._running == 1
-        try:
-            yield alone
-        finally:
-            with self._lock:
-                self._running -= 1
+    def text_rows(self, token_ids: TokenIds, *, alone: bool = False) -> Rows:
+        return self._text(token_ids, alone=alone)
 
 
 class _Tower:
-    """A network, compiled for a lone input and, if there are several streams, for those."""
+    """A network, compiled for what is computed alone and, if there are several, for the streams."""
 
-    def __init__(self, path: Path, hint: str, streams: int, calls: _Calls) -> None:
-        self._calls = calls
+    def __init__(self, path: Path, hint: str, streams: int) -> None:
         self._alone = _Compiled(path, hint, streams=1)
         self._together = self._alone if streams == 1 else _Compiled(path, hint, streams=streams)
 
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        with self._calls.counted() as alone:
-            return (self._alone if alone and len(batch) == 1 else self._together)(batch)
+    def __call__(self, batch: np.ndarray, *, alone: bool) -> np.ndarray:
+        return (self._alone if alone else self._together)(batch)
 
 
 class _Compiled:

@@ -31,10 +31,15 @@ class Runtime(Protocol):
         """Calls that are best made at once: each keeps as many threads busy as it is given."""
         ...
 
-    def image_rows(self, pixels: Pixels) -> Rows:
-        """Embed gray levels 0 to 255, as `vlm.preprocess.resize_image` makes them."""
+    def image_rows(self, pixels: Pixels, *, alone: bool = False) -> Rows:
+        """Embed gray levels 0 to 255, as `vlm.preprocess.resize_image` makes them.
+
+        Args:
+            pixels: Of any number of images.
+            alone: Nothing else is computed meanwhile, so all cores are free, whatever the streams.
+        """
         ...
 
-    def text_rows(self, token_ids: TokenIds) -> Rows:
-        """Embed token ids, which may be trimmed to the longest text of the batch."""
+    def text_rows(self, token_ids: TokenIds, *, alone: bool = False) -> Rows:
+        """Embed token ids, which may be trimmed to the longest text; `alone` as of images."""
         ...

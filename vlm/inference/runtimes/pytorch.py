@@ -42,14 +42,14 @@ class TorchRuntime:
         self._model = own.to(self._device)
 
     @torch.inference_mode()
-    def image_rows(self, pixels: Pixels) -> Rows:
+    def image_rows(self, pixels: Pixels, *, alone: bool = False) -> Rows:
         tensor = torch.from_numpy(pixels).to(self._device)
         floats = normalise_images(tensor, self._image).to(self._dtype)
         floats = floats.contiguous(memory_format=torch.channels_last)
         return _array(self._model.encode_image(floats))
 
     @torch.inference_mode()
-    def text_rows(self, token_ids: TokenIds) -> Rows:
+    def text_rows(self, token_ids: TokenIds, *, alone: bool = False) -> Rows:
         return _array(self._model.encode_text(torch.from_numpy(token_ids).to(self._device)))
 
 
