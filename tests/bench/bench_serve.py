@@ -24,6 +24,7 @@ what `costs` finds with them apart.
 
 import argparse
 import base64
+import gc
 import io
 import itertools
 import json
@@ -84,6 +85,8 @@ def main() -> None:
     tree = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     tree["threads"] = torch.get_num_threads()
     tree["runtimes"] = runtimes = measured_runtimes(arguments.work)
+    gc.collect()
+    gc.freeze()  # a full collection of torch's objects is a pause of the client, not of a server
     names = list(dict.fromkeys(["torch-fp32", "openvino-fp32", runtimes[0]["runtime"]]))
     for part in arguments.part or parts:
         tree[part] = parts[part](arguments, names, tree)
