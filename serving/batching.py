@@ -124,7 +124,11 @@ class MicroBatcher(Generic[ItemT]):
             self._begin()
         if len(futures) == 1:  # most requests bring one, and gathering costs
             return (await futures[0])[None]
-        return np.stack(await asyncio.gather(*futures))
+        try:
+            return np.stack(await asyncio.gather(*futures))
+        finally:  # where one has failed, the others are nobody's
+            for future in futures:
+                future.cancel()
 
     def _begin(self) -> None:
         """Put the streams that are free to work, as many as there are items."""
@@ -169,6 +173,9 @@ class MicroBatcher(Generic[ItemT]):
         try:
             with self._model_seconds.time():
                 rows = self._encode(items, alone)
+        except StopIteration as error:  # which no future can hold: nobody would hear of it
+            message = "the model ended an iteration that is not its own"
+            raise RuntimeError(message) from error
         finally:
             del self._began[thread]
         if len(rows) != len(items):

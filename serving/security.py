@@ -4,6 +4,7 @@ import asyncio
 import http
 import logging
 import math
+import re
 import secrets
 import sys
 import time
@@ -50,6 +51,7 @@ _HEADERS_OF_STATUS = {
     413: {"connection": "close"},
     503: {"retry-after": "1"},
 }
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _TIMEOUT: Final = "x-request-timeout"
 _ENDING: Final = Refusal(503, "the server ended before this was done; ask another, or later")
 _GONE: Final = Refusal(499, "the client hung up")
@@ -187,6 +189,9 @@ class GuardMiddleware:
         most = self._limits.max_body_bytes
         if length.isdecimal() and int(length) > most:
             return Refusal(413, f"the body is over the limit of {most} bytes")
+        if _CONTROL.search(scope["path"]):
+            # Routes would take a path that ends in a line break for the one without.
+            return Refusal(400, "the path holds a control character")
         if scope["path"] in _OPEN_PATHS:
             return None
         if not self._is_addressed(headers):

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from typing import Any, ParamSpec, TypeVar
 
 from serving.context import CLIENT
+from serving.together import together
 
 __all__ = ["Turns"]
 
@@ -59,12 +60,7 @@ class Turns:
         """
         if len(arguments) == 1:
             return [await self.run(function, *arguments[0])]
-        jobs = [asyncio.create_task(self.run(function, *each)) for each in arguments]
-        try:
-            return list(await asyncio.gather(*jobs))
-        finally:
-            for job in jobs:
-                job.cancel()
+        return await together(*(self.run(function, *each) for each in arguments))
 
     async def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         turn: asyncio.Future[None] = loop.create_future()

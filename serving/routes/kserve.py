@@ -3,8 +3,6 @@
 One model with two optional inputs, `image` (image files) and `text`, and an output for each.
 """
 
-import asyncio
-
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -28,6 +26,7 @@ from serving.routes.tensors import (
 )
 from serving.services.embedding import Embedder
 from serving.settings import ServingSettings
+from serving.together import together
 
 __all__ = ["inference_router", "router"]
 
@@ -114,9 +113,7 @@ async def _embedded(
     refuse_more_than(settings.max_images, len(files) + len(words), "images and texts")
     refuse_more_than(settings.max_text_characters, max(map(len, words), default=0), "characters")
     pictures = await embedder.prepare({f"image.{n}": file for n, file in enumerate(files)})
-    image_rows, text_rows = await asyncio.gather(
-        embedder.image_rows(pictures), embedder.text_rows(words)
-    )
+    image_rows, text_rows = await together(embedder.image_rows(pictures), embedder.text_rows(words))
     rows: dict[str, Matrix] = {}
     if images is not None:
         rows["image_embedding"] = image_rows

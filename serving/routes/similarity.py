@@ -1,7 +1,5 @@
 """`POST /v1/similarity`."""
 
-import asyncio
-
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +8,7 @@ from serving.routes.direct import DirectRoute
 from serving.routes.state import ServicesDep, refuse_more_than
 from serving.schemas import ModelName, Several, Text
 from serving.services.embedding import is_image
+from serving.together import together
 
 __all__ = ["SimilarityRequest", "SimilarityResponse", "router"]
 
@@ -48,7 +47,7 @@ async def similarity(request: Request, services: ServicesDep) -> SimilarityRespo
     refuse_more_than(settings.max_images, len(inputs), "inputs")
     longest = max((len(text) for text in inputs if not is_image(text)), default=0)
     refuse_more_than(settings.max_text_characters, longest, "characters")
-    queries, candidates = await asyncio.gather(
+    queries, candidates = await together(
         embedder.mixed_rows(body.queries, field="queries"),
         embedder.mixed_rows(body.candidates, field="candidates"),
     )

@@ -17,6 +17,7 @@ from serving.metrics import Metrics
 from serving.services.fetching import Fetcher, RemoteImage
 from serving.services.workers import Workers
 from serving.settings import ServingSettings
+from serving.together import together
 from serving.tracing import stage
 from vlm.errors import DataError
 from vlm.inference import BundleInfo, Encoder
@@ -129,7 +130,7 @@ class Embedder:
         """
         if not files:
             return []
-        local = await asyncio.gather(*(self._local(field, file) for field, file in files.items()))
+        local = await together(*(self._local(field, file) for field, file in files.items()))
         jobs = [(field, data, thumbnails, pixels) for field, data in zip(files, local, strict=True)]
         with stage("decode", files=len(files)):
             return await self._decoding.run_each(self._prepare_one, jobs)
@@ -199,7 +200,7 @@ class Embedder:
             return await self.text_rows(texts, token_ids=token_ids)
         pictures = await self.prepare(files)
         rows = np.empty((len(inputs), self.info.dim), np.float32)
-        rows[images], rows[~images] = await asyncio.gather(
+        rows[images], rows[~images] = await together(
             self.image_rows(pictures), self.text_rows(texts, token_ids=token_ids)
         )
         return rows

@@ -25,6 +25,7 @@ from serving.encoding import from_base64
 from serving.errors import BadInputError, NotFoundError
 from serving.services.classification import Classes, Mode, check_labels, prompts_of
 from serving.services.embedding import Embedder
+from serving.together import together
 from vlm.config import Config
 from vlm.files import open_whole
 from vlm.inference import BundleInfo, normalised
@@ -331,7 +332,7 @@ def check_weights(classes: Sequence[LabelClass], *infos: BundleInfo) -> None:
 async def _class_rows(label_set: LabelSet, embedder: Embedder) -> np.ndarray:
     """One unit row a class, [class dim]."""
     classes = label_set.classes
-    words, pictures = await asyncio.gather(
+    words, pictures = await together(
         _word_rows(label_set, embedder), _picture_rows(classes, embedder)
     )
     check_weights(classes, embedder.info)

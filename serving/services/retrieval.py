@@ -10,6 +10,7 @@ from serving.errors import BadInputError, NotFoundError
 from serving.services.embedding import Embedder
 from serving.services.searching import Answer, Question, Searcher, Tuning
 from serving.stores import Item, Store, parse_filter
+from serving.together import together
 
 __all__ = ["NewItem", "Retriever"]
 
@@ -80,7 +81,7 @@ class Retriever:
                 raise BadInputError(message)
         files = {f"items.{n}.image": i.image for n, i in enumerate(items) if i.image is not None}
         pictures = await self._embedder.prepare(files, thumbnails=True)
-        image_rows, text_rows = await asyncio.gather(
+        image_rows, text_rows = await together(
             self._embedder.image_rows(pictures),
             self._embedder.text_rows([i.text or "" for i in items if i.image is None]),
         )

@@ -44,6 +44,7 @@ from serving.stores import (
     Versioned,
     best_first,
 )
+from serving.together import together
 from vlm.inference import HUB_CANDIDATES, independent_probabilities
 
 __all__ = ["Answer", "Part", "Question", "Searcher", "Tuning"]
@@ -201,7 +202,7 @@ class Searcher:
             raise BadInputError(message)
 
     async def _rows(self, parts: Sequence[Part]) -> tuple[list[np.ndarray], list[Modality]]:
-        found = await asyncio.gather(*(self._row(part) for part in parts))
+        found = await together(*(self._row(part) for part in parts))
         return [row for row, _ in found], [kind for _, kind in found]
 
     async def _row(self, part: Part) -> tuple[np.ndarray, Modality]:
@@ -270,11 +271,10 @@ class Searcher:
         # constant and the norm of the moved row, so the best are among some more of the raw best.
         kinds = sorted(await self._gallery())
         only = [(IsModality(kind),) for kind in kinds] if len(kinds) > 1 else [()]
-        found = await asyncio.gather(
-            *(self._nearest(query, 4 * wanted + 64, (*question.where, *one), True) for one in only)
-        )
-        together = [hit for hits in found for hit in hits]
-        return (await asyncio.to_thread(rescored, query, together, self._means))[:wanted]
+        wheres = [(*question.where, *one) for one in only]
+        found = await together(*(self._nearest(query, 4 * wanted + 64, w, True) for w in wheres))
+        hits = [hit for some in found for hit in some]
+        return (await asyncio.to_thread(rescored, query, hits, self._means))[:wanted]
 
     async def _nearest(
         self, vector: np.ndarray, limit: int, where: Filter, vectors: bool

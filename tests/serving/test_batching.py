@@ -270,6 +270,36 @@ def test_a_light_item_has_all_cores_only_after_a_while_of_calm() -> None:
     asyncio.run(scenario())
 
 
+def test_of_a_caller_whose_first_item_failed_nothing_more_is_computed() -> None:
+    async def scenario() -> None:
+        encode = GatedEncoder()
+        encode.gate.set()
+        batcher = batcher_of(encode, max_batch=1)
+        with pytest.raises(ValueError, match="poison"):
+            await batcher.rows([-1, 1, 2, 3, 4, 5])
+        assert (await batcher.rows([6])).tolist() == [[12]]
+        assert len(encode.batches) <= 3
+
+    asyncio.run(scenario())
+
+
+def test_an_error_that_no_future_can_hold_is_heard_of() -> None:
+    """StopIteration was lost, and the stream waited for its batch for ever."""
+
+    def ended(items: Sequence[int], alone: bool) -> np.ndarray:
+        raise StopIteration
+
+    async def scenario() -> None:
+        batcher: MicroBatcher[int] = MicroBatcher(
+            ended, executor=ThreadPoolExecutor(1), max_batch=4, max_waiting=4
+        )
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="ended an iteration"):
+                await asyncio.wait_for(batcher.rows([1]), timeout=30)
+
+    asyncio.run(scenario())
+
+
 def test_how_long_a_batch_is_computed_is_known_while_it_is() -> None:
     """One stuck stream of two would go unseen by a check that the other one computes."""
 

@@ -278,6 +278,9 @@ def test_the_load_generator_tells_rates_and_what_was_refused(
         (["search", "a", "--where", "b"], ConfigError, "expected key=value"),
         (["search", "a", "--where", "b={"], ConfigError, "--where 'b={': '{' is not valid YAML"),
         (["search", "a", "--where", "b=@"], ConfigError, "put quotes around"),
+        (["search", "a", "--where", "b=0x_"], ConfigError, "put quotes around"),
+        (["search", "a", "--where", "b=!!int ''"], ConfigError, "put quotes around"),
+        (["search", "a", "--where", "b=!!bool 3"], ConfigError, "put quotes around"),
         (["search", "a", "--index", "absent"], DataError, "no collection"),
         (["search", "a", "--server", "x", "--key-file", "absent"], ConfigError, "key cannot be"),
         (

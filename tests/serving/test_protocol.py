@@ -64,6 +64,26 @@ def test_a_body_has_the_time_of_its_request(impatient: Server) -> None:
         assert connection.recv(4096).startswith(b"HTTP/1.1 422")
 
 
+def test_a_body_that_was_answered_before_it_was_read_is_not_waited_for(impatient: Server) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n\r\n"
+    with connect(impatient) as connection:
+        connection.sendall(head)  # without a content type: 415
+        connection.settimeout(0.1)
+        answer = b""
+        for _ in range(100):
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                received = connection.recv(4096)
+                answer += received
+                if not received:
+                    break
+                continue
+            with contextlib.suppress(OSError):
+                connection.sendall(b" ")
+        else:
+            pytest.fail("100 bytes, one each 0.1 s, were waited for")
+        assert answer.startswith(b"HTTP/1.1 415")
+
+
 def test_probes_answer_to_head(impatient: Server) -> None:
     for path in ("/healthz", "/readyz"):
         answer = impatient.client.head(path)

@@ -236,6 +236,14 @@ def test_a_key_does_what_its_scopes_say_and_no_more() -> None:
     assert answer.json()["detail"] == "this needs a key of scope write; yours has read"
 
 
+@pytest.mark.parametrize("path", ["/count%0a", "/v1/search%0a", "/healthz%0d", "/v1/items/a%00b"])
+def test_a_path_with_control_characters_is_none(path: str) -> None:
+    """A route took a final line break for none, and a key that may only write could search."""
+    answer = keyed().post(path, headers={"authorization": "Bearer w"})
+    assert answer.status_code == 400
+    assert "control character" in answer.json()["detail"]
+
+
 def test_over_its_rate_a_key_is_told_when_to_come_back() -> None:
     now = [100.0]
     settings = ServingSettings.model_validate(

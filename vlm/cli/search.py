@@ -86,7 +86,7 @@ def _filter(pairs: list[str]) -> dict[str, Any]:
             raise ConfigError(message)
         try:
             found[name] = yaml.load(value, _Values)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, LookupError) as error:  # YAML's own constructors
             message = (
                 f"--where {pair!r}: {value!r} is not valid YAML; expected true, 3, words, or "
                 f"operators such as {{gte: 3}}; put quotes around a text with other signs"

@@ -36,8 +36,8 @@ _MODES_WITH_ALPHA = ("RGBA", "LA", "PA")
 _ORIENTATION = 0x0112
 _MOST_SCANS = 16
 """Of a JPEG that is as large as allowed; of a smaller one as many more."""
-_MOST_RUNS_BYTES = 1024 * 1024
-"""Of a run-length coded BMP, which Pillow decodes in Python, a third of a second for a megabyte."""
+_MOST_RUNS = 1024 * 1024
+"""Bytes or pixels of a run-length coded BMP, which Pillow decodes in Python, in 0.3 s as many."""
 _RUNS = (1, 2)
 """What a BMP calls run-length coding of 8 and of 4 bits."""
 _MAX_ASPECT = 64
@@ -144,12 +144,16 @@ def _refuse_endless_scans(image: Image.Image, data: bytes, max_pixels: int) -> N
 
 
 def _refuse_endless_runs(image: Image.Image, data: bytes) -> None:
-    """Raise DataError for a large run-length coded BMP; nobody has written those for decades."""
+    """Raise DataError for a large run-length coded BMP; nobody has written those for decades.
+
+    An end of a line fills it up pixel by pixel, so that a small file may hold very many.
+    """
     if image.format != "BMP" or image.info.get("compression", 0) not in _RUNS:
         return
-    if len(data) > _MOST_RUNS_BYTES:
+    size = max(len(data), image.size[0] * image.size[1])
+    if size > _MOST_RUNS:
         message = (
-            f"the BMP is run-length coded and of {len(data)} bytes, at most {_MOST_RUNS_BYTES} are "
+            f"the BMP is run-length coded and has {size} bytes or pixels, at most {_MOST_RUNS} are "
             f"read of such; save it as PNG"
         )
         raise DataError(message)
