@@ -178,6 +178,7 @@ def test_a_pod_fetches_its_bundle_serves_and_drains_as_the_manifest_says(tmp_pat
         server.process.wait(spec["terminationGracePeriodSeconds"])
         taken = time.monotonic() - begun
     finally:
+        server.client.close()
         server.stop()
     # Whoever was being answered is; others find the port closed, and are told so at once.
     assert answers
