@@ -1,9 +1,9 @@
 """Micro-batching: many small requests become few forward passes.
 
-No timer: while the model works on one batch, the next one gathers. An idle model starts at once,
-a busy one gets full batches, so the wait adapts to the load by itself. Of several streams each
-takes its share of what is there. (Waiting an eighth to a half of a batch's time for clients that
-were just answered to come again made nothing faster.)
+No timer: while the model works on one batch, the next one gathers. An idle model starts as soon as
+all is read that has arrived, a busy one gets full batches, so the wait adapts to the load by
+itself. Of several streams each takes its share of what is there. (Waiting an eighth to a half of a
+batch's time for clients that were just answered to come again made nothing faster.)
 
 A lone item may have all cores. Of images one keeps them as busy as two do, so that what comes
 meanwhile waits, or evenly spaced requests at half load fall into step side by side and take twice
@@ -34,6 +34,8 @@ __all__ = ["MicroBatcher"]
 
 ItemT = TypeVar("ItemT")
 _LIKE: Final = 1.5
+_QUIET: Final = 2
+"""Turns of the event loop in a row without another item: from socket to queue it takes two."""
 _CALM: Final = 8
 """Batches in a row that had the model for themselves, after which a lone item has all cores."""
 
@@ -138,7 +140,7 @@ class MicroBatcher(Generic[ItemT]):
 
     async def _work(self) -> None:
         try:
-            while batch := self._next_batch():
+            while batch := await self._gathered():
                 is_lone = len(batch) == 1 and not self._computing and not self.waiting
                 alone = is_lone and (self._heavy or self._calm >= _CALM)
                 self._alone |= alone
@@ -198,6 +200,19 @@ class MicroBatcher(Generic[ItemT]):
             else:
                 del self._queues[client]
         self._queue_items.dec(before - self.waiting)
+
+    async def _gathered(self) -> "list[_Waiting[ItemT]]":
+        """The next batch, once all is in the queue that has arrived at the server.
+
+        Clients that were answered at once come again at once: a batch that began with the first of
+        them would be one of one.
+        """
+        quiet, seen = 0, self.waiting
+        while quiet < _QUIET and 0 < seen < self._max_batch:
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if self.waiting == seen else 0
+            seen = self.waiting
+        return self._next_batch()
 
     def _next_batch(self) -> list[_Waiting[ItemT]]:
         """Items of like cost whose callers still wait, clients in turn: a stream's share of them.

@@ -63,6 +63,8 @@ CONCURRENCY: Final = (1, 8, 32)
 MODALITIES: Final = ("images", "texts")
 PLAIN: Final = "plain FastAPI + open_clip"
 INFINITY: Final = "infinity-emb"
+_MEANT: Final = 400
+"""Requests at half load at least: of fewer, one pause of the machine is the p99."""
 _STARTS: Final = itertools.count(0, 1_000_000)
 
 
@@ -207,10 +209,11 @@ def half(
 def _at_half(url: str, modality: str, even: bool, seconds: float) -> dict[str, float]:
     full = Tally()  # anew each time: the machine's rate moves by a third in minutes
     load(url, bodies(modality), concurrency=32, seconds=seconds, tally=full)
-    for times in (1, 4):
+    rate = full.requests / full.seconds / 2
+    for lasting in (seconds, max(4 * seconds, _MEANT / rate)):
         tally = Tally()
-        pace(url, bodies(modality), rate=full.requests / full.seconds / 2, even=even, most=64,
-             seconds=times * seconds, tally=tally)  # fmt: skip
+        pace(url, bodies(modality), rate=rate, even=even, most=64, seconds=lasting,
+             tally=tally)  # fmt: skip
     figures = tally.figures()
     return {**figures, "p99_over_p50": round(figures["p99_ms"] / figures["p50_ms"], 2)}
 
